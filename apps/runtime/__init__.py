@@ -1,0 +1,17 @@
+"""The bundle format, and what runs a bundle on a device: numpy and one inference runtime, nothing else.
+
+    from apps.runtime import Bundle, read_sample
+
+    with Bundle.open("runs/av_digits/bundles/cpu") as bundle:
+        sample = read_sample("seven.wav", bundle.manifest.input)
+        print(bundle.predict(sample.array).label)
+
+Everything here runs on Python 3.10 and imports nothing of mst-edge, because a bundle carries it along.
+"""
+
+from .bundle import Bundle, Prediction, memory_mb
+from .errors import BundleError
+from .inputs import Sample, read_sample
+from .manifest import Manifest
+
+__all__ = ["Bundle", "BundleError", "Manifest", "Prediction", "Sample", "memory_mb", "read_sample"]

@@ -1,0 +1,206 @@
+"""A bundle: opened, verified, and run with the inference runtime that is installed here."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import shutil
+import sys
+import tempfile
+import time
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .engines import ENGINES, Engine
+from .errors import BundleError
+from .manifest import MANIFEST, BuildEntry, Manifest, inside, read_manifest
+
+_MAX_UNPACKED_BYTES = 4 << 30
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What the student says of one input: probabilities by label, best first, and the time it took."""
+
+    label: str
+    confidence: float
+    probabilities: dict[str, float]
+    latency_ms: float
+
+
+class Bundle:
+    """A verified bundle folder. ``with Bundle.open(path) as bundle: bundle.predict(array)``."""
+
+    def __init__(self, folder: Path, manifest: Manifest) -> None:
+        self.folder = folder
+        self.manifest = manifest
+        self.build: BuildEntry = manifest.builds[0]
+        self.notes: list[str] = []
+        self._engine: Engine | None = None
+        self._cleanup = contextlib.ExitStack()
+
+    @classmethod
+    def open(cls, path: str | Path) -> Bundle:
+        """Opens a bundle folder or ``.zip`` and checks every file against the manifest.
+
+        Raises:
+            BundleError: not a bundle, or a file is missing or changed (names it).
+        """
+        path = Path(path)
+        if not path.exists():
+            raise BundleError("no such bundle", where=path)
+        with contextlib.ExitStack() as stack:
+            folder = _unpack(path, stack) if path.is_file() else path
+            manifest = read_manifest(folder)
+            _verify(folder, manifest)
+            bundle = cls(folder, manifest)
+            bundle._cleanup = stack.pop_all()
+        return bundle
+
+    def load(self, runtime: str | None = None) -> Engine:
+        """Loads the preferred build whose runtime is installed; a second choice is noted, never silent.
+
+        Raises:
+            BundleError: no runtime of the bundle is installed here.
+        """
+        if self._engine is not None:
+            return self._engine
+        for build in self.manifest.builds:
+            engine = ENGINES.get(build.runtime)
+            if engine is None or not engine.installed() or runtime not in (None, build.runtime):
+                continue
+            if build is not self.manifest.builds[0] and runtime is None:
+                first = self.manifest.builds[0]
+                self.notes.append(f"{first.runtime} is not installed: running {build.id} instead of {first.id}")
+            self.build = build
+            self._engine = engine(inside(self.folder, build.model), build.options)
+            return self._engine
+        wanted = runtime or " or ".join(dict.fromkeys(build.runtime for build in self.manifest.builds))
+        raise BundleError(f"needs {wanted}, which is not installed", where=self.folder, fix=f"pip install {wanted}")
+
+    def logits(self, batch: NDArray[Any]) -> NDArray[np.float32]:
+        """``(batch, *input.shape)`` of the input's dtype to ``(batch, labels)``."""
+        spec = self.manifest.input
+        if batch.shape[1:] != spec.shape or batch.dtype != spec.dtype:
+            raise BundleError(
+                f"expected (batch, {', '.join(map(str, spec.shape))}) {spec.dtype}, "
+                f"received {batch.shape} {batch.dtype}",
+                where=f"input {spec.name}",
+            )
+        return self.load().run(np.ascontiguousarray(batch))
+
+    def predict(self, sample: NDArray[Any]) -> Prediction:
+        """The student's answer for one sample ``(*input.shape)``."""
+        start = time.perf_counter_ns()
+        logits = self.logits(sample[None])[0]
+        latency_ms = (time.perf_counter_ns() - start) / 1e6
+        probabilities = softmax(logits)
+        order = np.argsort(-probabilities)
+        named = {self.manifest.labels[i]: float(probabilities[i]) for i in order}
+        label, confidence = next(iter(named.items()))
+        return Prediction(label, confidence, named, latency_ms)
+
+    def self_test(self) -> float:
+        """Runs the reference inputs and returns the largest difference from the expected logits.
+
+        Raises:
+            BundleError: the difference is beyond the build's tolerance: this device runs it wrongly.
+        """
+        self.load()
+        inputs = np.load(inside(self.folder, self.manifest.reference_inputs), allow_pickle=False)
+        expected = np.load(inside(self.folder, self.build.reference_outputs), allow_pickle=False)
+        actual = np.concatenate([self.logits(sample[None]) for sample in inputs])
+        difference = float(np.abs(actual - expected).max())
+        if not difference <= self.build.tolerance:
+            raise BundleError(
+                f"{self.build.id} is off by {difference:.3g} on the reference inputs, "
+                f"allowed {self.build.tolerance:.3g}",
+                where=self.folder,
+                fix="the runtime or CPU differs from where it was packed: build the bundle for this machine",
+            )
+        return difference
+
+    def close(self) -> None:
+        """Frees the model and what was unpacked."""
+        if self._engine is not None:
+            self._engine.close()
+            self._engine = None
+        self._cleanup.close()
+
+    def __enter__(self) -> Bundle:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def softmax(logits: NDArray[Any]) -> NDArray[np.float64]:
+    """Probabilities along the last axis."""
+    shifted = np.exp(logits.astype(np.float64) - logits.max(axis=-1, keepdims=True))
+    return shifted / shifted.sum(axis=-1, keepdims=True)
+
+
+def memory_mb() -> dict[str, float]:
+    """Resident memory of this process now and at its peak, in MB; empty where the system does not tell."""
+    try:
+        status = Path("/proc/self/status").read_text(encoding="ascii")
+    except OSError:
+        return {}
+    lines = dict(line.split(":", 1) for line in status.splitlines() if ":" in line)
+    return {
+        name: int(lines[field].split()[0]) / 1024
+        for name, field in (("now", "VmRSS"), ("peak", "VmHWM"))
+        if field in lines
+    }
+
+
+def _verify(folder: Path, manifest: Manifest) -> None:
+    for name, expected in manifest.files.items():
+        path = inside(folder, name)
+        if not path.is_file():
+            raise BundleError(f"file {name} is missing", where=folder, fix="copy the bundle again")
+        if _sha256(path) != expected:
+            raise BundleError(f"file {name} was changed", where=folder, fix="copy the bundle again")
+    needed = [manifest.reference_inputs]
+    needed += [name for build in manifest.builds for name in (build.model, build.reference_outputs)]
+    for name in needed:
+        if name not in manifest.files:
+            raise BundleError(f"{name} has no checksum in {MANIFEST}", where=folder)
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _unpack(path: Path, stack: contextlib.ExitStack) -> Path:
+    """Unpacks a zip into a temporary folder that lives as long as ``stack``."""
+    folder = Path(tempfile.mkdtemp(prefix="mst-edge-bundle-"))
+    stack.callback(shutil.rmtree, folder, ignore_errors=True)
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = [member for member in archive.infolist() if not member.is_dir()]
+            if sum(member.file_size for member in members) > _MAX_UNPACKED_BYTES:
+                raise BundleError("unpacks to more than 4 GB", where=path)
+            for member in members:
+                out = inside(folder, member.filename)
+                out.parent.mkdir(parents=True, exist_ok=True)
+                with archive.open(member) as source, out.open("wb") as file:
+                    shutil.copyfileobj(source, file)
+    except (zipfile.BadZipFile, OSError, NotImplementedError, RuntimeError) as error:
+        raise BundleError(f"not a whole zip archive ({error})", where=path) from None
+    return folder
+
+
+def warn(notes: list[str]) -> None:
+    """Prints notes to standard error."""
+    for note in notes:
+        print(f"note: {note}", file=sys.stderr)

@@ -1,0 +1,146 @@
+"""``manifest.json``: what a bundle says of itself, parsed and checked once."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from .errors import BundleError
+
+MANIFEST = "manifest.json"
+FORMAT, VERSION = "mst-edge-bundle", 1
+
+
+@dataclass(frozen=True)
+class InputSpec:
+    """The graph's one input; ``shape`` without the batch axis."""
+
+    name: str
+    kind: str
+    shape: tuple[int, ...]
+    dtype: str
+    sample_rate_hz: int | None
+
+
+@dataclass(frozen=True)
+class BuildEntry:
+    """One build in a bundle.
+
+    Attributes:
+        model: path of its model file inside the bundle.
+        options: what the engine is opened with (threads, precision).
+        reference_outputs: path of the logits that it gave for the reference inputs.
+        expected: accuracy, latency and memory as measured when it was packed.
+    """
+
+    id: str
+    runtime: str
+    precision: str
+    model: str
+    options: dict[str, Any]
+    reference_outputs: str
+    tolerance: float
+    expected: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """A whole manifest; ``builds`` in order of preference."""
+
+    name: str
+    target: str
+    task: str
+    labels: tuple[str, ...]
+    input: InputSpec
+    reference_inputs: str
+    builds: tuple[BuildEntry, ...]
+    gate: dict[str, Any]
+    files: dict[str, str]
+    provenance: dict[str, Any]
+    licence: str
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Parses a bundle's manifest.
+
+    Raises:
+        BundleError: there is none, it is of another format or version, or it names a path outside the
+            bundle.
+    """
+    path = folder / MANIFEST
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise BundleError(f"has no {MANIFEST}", where=folder, fix="give a bundle, as `mst-edge run` packs it") from None
+    except (OSError, ValueError) as error:
+        raise BundleError(f"not readable JSON ({error})", where=path) from None
+    if not isinstance(raw, dict) or raw.get("format") != FORMAT:
+        raise BundleError(f"not a manifest of format {FORMAT}", where=path)
+    if raw.get("version") != VERSION:
+        raise BundleError(
+            f"is of version {raw.get('version')}, this runtime reads version {VERSION}",
+            where=path,
+            fix="use the runtime that the bundle carries",
+        )
+    try:
+        manifest = _parse(raw)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise BundleError(f"lacks or misstates {error}", where=path) from None
+    for name in (*manifest.files, manifest.reference_inputs, *(build.model for build in manifest.builds)):
+        inside(folder, name)
+    return manifest
+
+
+def _parse(raw: dict[str, Any]) -> Manifest:
+    said = raw["input"]
+    builds = tuple(
+        BuildEntry(
+            id=str(build["id"]),
+            runtime=str(build["runtime"]),
+            precision=str(build["precision"]),
+            model=str(build["model"]),
+            options=dict(build["options"]),
+            reference_outputs=str(build["reference_outputs"]),
+            tolerance=float(build["tolerance"]),
+            expected=dict(build["expected"]),
+        )
+        for build in raw["builds"]
+    )
+    if not builds:
+        raise ValueError("builds (empty)")
+    return Manifest(
+        name=str(raw["name"]),
+        target=str(raw["target"]),
+        task=str(raw["task"]),
+        labels=tuple(str(label) for label in raw["labels"]),
+        input=InputSpec(
+            name=str(said["name"]),
+            kind=str(said["kind"]),
+            shape=tuple(int(size) for size in said["shape"]),
+            dtype=str(said["dtype"]),
+            sample_rate_hz=None if said["sample_rate_hz"] is None else int(said["sample_rate_hz"]),
+        ),
+        reference_inputs=str(raw["reference_inputs"]),
+        builds=builds,
+        gate=dict(raw["gate"]),
+        files={str(name): str(digest) for name, digest in raw["files"].items()},
+        provenance=dict(raw["provenance"]),
+        licence=str(raw["licence"]),
+    )
+
+
+def inside(folder: Path, name: str) -> Path:
+    """``folder / name``, refused where it would lie outside ``folder``.
+
+    Raises:
+        BundleError: an absolute path, a parent step, a backslash, or a link that leads out.
+    """
+    pure = PurePosixPath(name)
+    if not name or pure.is_absolute() or ".." in pure.parts or "\\" in name or ":" in name:
+        raise BundleError(f"names a path outside the bundle: {name!r}", where=folder / MANIFEST)
+    path = folder / pure
+    if folder.resolve() not in path.resolve().parents:
+        raise BundleError(f"{name!r} is a link that leads out of the bundle", where=folder / MANIFEST)
+    return path

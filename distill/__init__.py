@@ -1,0 +1,1 @@
+"""Datasets, networks, tasks, distillation methods and the training loop."""

@@ -1,0 +1,259 @@
+"""A folder of arrays as a dataset: ``<modality>.npy``, ``target.npy``, optional groups, split and description.
+
+The format is documented in docs/data.md. Every built-in dataset is built into this same format.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import yaml
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field
+
+from distill.datasets.spec import Dataset, Kind, ModalitySpec
+from mst_edge.core.border import parse, read_yaml
+from mst_edge.core.errors import UserError
+from mst_edge.core.files import atomic_path
+
+DESCRIPTION = "dataset.yaml"
+_RESERVED = {"target", "split"}
+_BLOCK_BYTES = 32 << 20
+_AUDIO_WORDS = ("audio", "speech", "sound", "wave", "wav", "mic", "voice")
+_RANKS = {Kind.IMAGE: (2, 3), Kind.AUDIO: (1,), Kind.SEQUENCE: (2,), Kind.VECTOR: (1,)}
+
+
+class ModalityFile(BaseModel):
+    """What ``dataset.yaml`` may say of one modality."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    kind: Kind | None = None
+    sample_rate_hz: int | None = None
+
+
+class DatasetFile(BaseModel):
+    """The keys of ``dataset.yaml``; every one is optional."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    name: str = ""
+    task: Literal["classification"] = "classification"
+    classes: list[str] | None = None
+    modalities: dict[Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_]*$")], ModalityFile] = {}
+    groups: dict[str, str] = {}
+    split: str | None = None
+    licence: str = "not stated"
+    source: str = ""
+
+
+def open_arrays(folder: Path) -> Dataset:
+    """Opens and checks a folder of arrays.
+
+    Every value is read once, in blocks: for NaN and for the fingerprint.
+
+    Raises:
+        UserError: a file is missing, malformed, of the wrong shape, length or type, holds NaN or
+            infinity, or a label is out of range; one line, names the file and the first bad sample.
+    """
+    if not folder.is_dir():
+        raise UserError("no such folder", where=folder)
+    about = _describe(folder)
+    arrays = _modality_arrays(folder, about)
+    target, classes = _target(folder, about)
+    _require_lengths(folder, arrays, len(target))
+    modalities = {name: _spec(folder, name, array, about) for name, array in arrays.items()}
+    groups = {name: _labels_file(folder, file, len(target)) for name, file in _group_files(folder, about)}
+    split = _explicit_split(folder, about, len(target))
+    return Dataset(
+        name=about.name or folder.resolve().name,
+        root=folder,
+        modalities=modalities,
+        arrays=arrays,
+        classes=classes,
+        target=target,
+        fingerprint=_check_values(folder, arrays, target),
+        groups=groups,
+        explicit_split=split,
+        licence=about.licence,
+        source=about.source,
+    )
+
+
+def save_arrays(folder: Path, arrays: Mapping[str, NDArray[Any]], about: DatasetFile) -> None:
+    """Writes arrays and ``dataset.yaml`` as a dataset folder, whole or not at all."""
+    with atomic_path(folder) as temporary:
+        temporary.mkdir()
+        for name, array in arrays.items():
+            np.save(temporary / f"{name}.npy", array, allow_pickle=False)
+        write_description(temporary, about)
+
+
+def write_description(folder: Path, about: DatasetFile) -> None:
+    """Writes ``dataset.yaml``."""
+    text = yaml.safe_dump(about.model_dump(mode="json", exclude_defaults=True), sort_keys=False)
+    (folder / DESCRIPTION).write_text(text, encoding="utf-8")
+
+
+def load_npy(path: Path) -> NDArray[Any]:
+    """Memory-maps a ``.npy`` file.
+
+    Raises:
+        UserError: missing, not an array file, truncated, or an array of Python objects.
+    """
+    try:
+        return np.load(path, mmap_mode="r", allow_pickle=False)
+    except FileNotFoundError:
+        raise UserError("no such file", where=path) from None
+    except (ValueError, OSError, EOFError) as error:
+        raise UserError(
+            f"not a readable .npy array ({error})", where=path, fix="save it with numpy.save, not of dtype object"
+        ) from None
+
+
+def infer_kind(name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Kind | None:
+    """The most likely kind of a modality from its name, shape of one sample and type; None if unclear."""
+    if len(shape) == 1:
+        audible = any(word in name.lower() for word in _AUDIO_WORDS)
+        return Kind.AUDIO if shape[0] >= 1000 and (audible or dtype == np.int16) else Kind.VECTOR
+    if len(shape) == 2:
+        return Kind.IMAGE if dtype == np.uint8 else Kind.SEQUENCE
+    if len(shape) == 3:
+        return Kind.IMAGE
+    return None
+
+
+def _describe(folder: Path) -> DatasetFile:
+    path = folder / DESCRIPTION
+    return parse(DatasetFile, read_yaml(path) or {}, where=path) if path.exists() else DatasetFile()
+
+
+def _modality_arrays(folder: Path, about: DatasetFile) -> dict[str, NDArray[Any]]:
+    reserved = _RESERVED | {Path(file).stem for _, file in _group_files(folder, about)}
+    if about.split:
+        reserved.add(Path(about.split).stem)
+    names = list(about.modalities) or sorted(path.stem for path in folder.glob("*.npy") if path.stem not in reserved)
+    if not names:
+        raise UserError("holds no modality", where=folder, fix="put one <modality>.npy per input there")
+    return {name: load_npy(folder / f"{name}.npy") for name in names}
+
+
+def _target(folder: Path, about: DatasetFile) -> tuple[NDArray[np.int64], tuple[str, ...]]:
+    path = folder / "target.npy"
+    raw = load_npy(path)
+    if raw.ndim != 1 or not len(raw):
+        raise UserError(f"expected shape (samples,), received {raw.shape}", where=path)
+    if raw.dtype.kind == "U":
+        return _named_target(path, np.asarray(raw), about)
+    if raw.dtype.kind not in "iu":
+        raise UserError(
+            f"expected whole class numbers or class names, received dtype {raw.dtype}",
+            where=path,
+            fix="convert it: target.astype('int64')",
+        )
+    target = np.asarray(raw, dtype=np.int64)
+    count = len(about.classes) if about.classes is not None else int(target.max()) + 1
+    bad = np.flatnonzero((target < 0) | (target >= count))
+    if len(bad):
+        raise UserError(f"label {target[bad[0]]} of sample {bad[0]} is out of range 0..{count - 1}", where=path)
+    return target, tuple(about.classes or [str(label) for label in range(count)])
+
+
+def _named_target(path: Path, names: NDArray[Any], about: DatasetFile) -> tuple[NDArray[np.int64], tuple[str, ...]]:
+    classes = tuple(about.classes or sorted({str(name) for name in names}))
+    number = {name: label for label, name in enumerate(classes)}
+    for sample, name in enumerate(names):
+        if str(name) not in number:
+            raise UserError(
+                f"label {str(name)!r} of sample {sample} is not among the classes of {DESCRIPTION}", where=path
+            )
+    return np.array([number[str(name)] for name in names], dtype=np.int64), classes
+
+
+def _require_lengths(folder: Path, arrays: Mapping[str, NDArray[Any]], samples: int) -> None:
+    for name, array in arrays.items():
+        path = folder / f"{name}.npy"
+        if array.dtype.kind not in "fiu":
+            raise UserError(f"expected numbers, received dtype {array.dtype}", where=path)
+        if array.ndim < 2 or 0 in array.shape:
+            raise UserError(f"expected shape (samples, ...), received {array.shape}", where=path)
+        if len(array) != samples:
+            raise UserError(f"holds {len(array)} samples, but target.npy holds {samples}", where=path)
+
+
+def _spec(folder: Path, name: str, array: NDArray[Any], about: DatasetFile) -> ModalitySpec:
+    said = about.modalities.get(name, ModalityFile())
+    shape = tuple(array.shape[1:])
+    kind = said.kind or infer_kind(name, shape, array.dtype)
+    path = folder / f"{name}.npy"
+    if kind is None or len(shape) not in _RANKS[kind]:
+        ranks = {kind.value: sizes for kind, sizes in _RANKS.items()}
+        raise UserError(
+            f"a sample of shape {shape} cannot be {kind or 'any known kind'}",
+            where=path,
+            fix=f"dimensions per kind: {ranks}; name the kind in {DESCRIPTION}",
+        )
+    if kind is Kind.IMAGE and len(shape) == 3 and shape[2] not in (1, 3, 4):
+        raise UserError(
+            f"an image sample must be (height, width) or (height, width, 1|3|4), received {shape}",
+            where=path,
+            fix="move the channels last: array.transpose(0, 2, 3, 1)",
+        )
+    if said.sample_rate_hz is not None and said.sample_rate_hz <= 0:
+        raise UserError(f"sample_rate_hz must be positive, received {said.sample_rate_hz}", where=folder / DESCRIPTION)
+    return ModalitySpec(name, kind, shape, str(array.dtype), said.sample_rate_hz)
+
+
+def _group_files(folder: Path, about: DatasetFile) -> list[tuple[str, str]]:
+    if about.groups:
+        return list(about.groups.items())
+    return [("groups", "groups.npy")] if (folder / "groups.npy").exists() else []
+
+
+def _labels_file(folder: Path, file: str, samples: int) -> NDArray[Any]:
+    """One comparable value per sample, from a file inside ``folder``."""
+    if Path(file).name != file:
+        raise UserError(f"{file!r} must be a plain file name", where=folder / DESCRIPTION)
+    array = load_npy(folder / file)
+    if array.shape != (samples,) or array.dtype.kind not in "iuU":
+        raise UserError(
+            f"expected ({samples},) whole numbers or names, received {array.shape} {array.dtype}",
+            where=folder / file,
+        )
+    return array
+
+
+def _explicit_split(folder: Path, about: DatasetFile, samples: int) -> NDArray[np.int64] | None:
+    file = about.split or ("split.npy" if (folder / "split.npy").exists() else None)
+    if file is None:
+        return None
+    codes = _labels_file(folder, file, samples)
+    if codes.dtype.kind not in "iu" or not np.isin(codes, (0, 1, 2)).all():
+        raise UserError("expected 0 (train), 1 (val) or 2 (test) per sample", where=folder / file)
+    return np.asarray(codes, dtype=np.int64)
+
+
+def _check_values(folder: Path, arrays: Mapping[str, NDArray[Any]], target: NDArray[np.int64]) -> str:
+    """Refuses NaN and infinity; returns the sha256 over names, shapes and bytes."""
+    digest = hashlib.sha256(target.tobytes())
+    for name, array in sorted(arrays.items()):
+        digest.update(f"{name}{array.shape}{array.dtype.str}".encode())
+        for start, block in _blocks(array):
+            digest.update(block.tobytes())
+            if block.dtype.kind == "f":
+                bad = ~np.isfinite(block).reshape(len(block), -1).all(axis=1)
+                if bad.any():
+                    raise UserError(
+                        f"sample {start + int(np.argmax(bad))} holds NaN or infinity",
+                        where=folder / f"{name}.npy",
+                        fix="clean or drop that sample",
+                    )
+    return digest.hexdigest()
+
+
+def _blocks(array: NDArray[Any]) -> Iterator[tuple[int, NDArray[Any]]]:
+    rows = max(1, _BLOCK_BYTES // max(1, array[0].nbytes))
+    for start in range(0, len(array), rows):
+        yield start, np.asarray(array[start : start + rows])

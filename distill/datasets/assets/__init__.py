@@ -1,0 +1,1 @@
+"""Data that ships with us: spoken digits, and the script that made them."""

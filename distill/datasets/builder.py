@@ -1,0 +1,124 @@
+"""What turns raw public files, or data shipped with us, into a dataset folder; and where built ones are kept."""
+
+from __future__ import annotations
+
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, ClassVar, cast
+
+from distill.datasets.arrays import open_arrays
+from distill.datasets.sources import Source
+from distill.datasets.spec import Dataset
+from distill.datasets.splits import SplitRule
+from mst_edge.core.errors import UserError
+from mst_edge.core.files import sha256_json
+from mst_edge.core.registry import Registry
+
+
+@dataclass(frozen=True)
+class NoOptions:
+    """For a builder without options."""
+
+
+class DatasetBuilder(ABC):
+    """One public dataset.
+
+    Pairs are made inside the splits, so the rule for splitting is an input of the build and the built
+    folder carries its split.
+
+    Class attributes:
+        summary: one line for ``mst-edge data list``.
+        version: raise it when the same options give other arrays.
+        Options: frozen dataclass of what a recipe may set under ``dataset.options``.
+        groupings: what ``dataset.split.by`` may be; the first is the default.
+        sources: the raw files that it reads; empty where everything ships with us.
+    """
+
+    summary: ClassVar[str]
+    licence: ClassVar[str]
+    version: ClassVar[int] = 1
+    Options: ClassVar[type] = NoOptions
+    groupings: ClassVar[Sequence[str]] = ()
+    sources: ClassVar[Sequence[Source]] = ()
+
+    @abstractmethod
+    def build(self, options: Any, rule: SplitRule, data_root: Path | None, out: Path) -> None:
+        """Writes the dataset folder ``out``; the same inputs always give the same bytes."""
+
+
+DATASETS: Registry[DatasetBuilder] = Registry("dataset", "distill.datasets.library", "mst_edge.datasets")
+
+
+def cache_root() -> Path:
+    """Where built datasets and caches live: ``MST_EDGE_CACHE``, else ``~/.cache/mst-edge``."""
+    configured = os.environ.get("MST_EDGE_CACHE")
+    return Path(configured) if configured else Path.home() / ".cache" / "mst-edge"
+
+
+def find_data_root(flag: Path | None) -> Path | None:
+    """The folder of raw public files: the flag, else ``MST_EDGE_DATA``, else what ``data fetch`` fills.
+
+    Raises:
+        UserError: a folder was named and does not exist.
+    """
+    for path, where in ((flag, "--data-root"), (os.environ.get("MST_EDGE_DATA"), "MST_EDGE_DATA")):
+        if path:
+            if not Path(path).is_dir():
+                raise UserError(f"no such folder: {path}", where=where)
+            return Path(path)
+    fetched = default_data_root()
+    return fetched if fetched.is_dir() else None
+
+
+def default_data_root() -> Path:
+    """Where ``mst-edge data fetch`` puts raw files unless told otherwise."""
+    return cache_root() / "raw"
+
+
+def build_dataset(name: str, options: object, rule: SplitRule, data_root: Path | None) -> Dataset:
+    """Builds a named dataset, or opens the one built before from the same inputs.
+
+    Raises:
+        UserError: unknown name or grouping, or raw files missing.
+    """
+    builder = DATASETS.get(name, where="dataset.name")()
+    if rule.by and rule.by not in builder.groupings:
+        raise UserError(
+            f"{name} cannot be split by {rule.by!r}",
+            where="dataset.split.by",
+            fix=f"one of: {', '.join(builder.groupings)}",
+        )
+    rule = SplitRule(rule.seed, rule.fractions, rule.by or builder.groupings[0])
+    key = {
+        "name": name,
+        "version": builder.version,
+        "options": asdict(cast(Any, options)),
+        "rule": asdict(rule),
+        "raw": raw_identity(builder, data_root),
+    }
+    folder = cache_root() / "datasets" / f"{name}-{sha256_json(key)[:16]}"
+    if not folder.is_dir():
+        builder.build(options, rule, data_root, folder)
+    return open_arrays(folder)
+
+
+def raw_identity(builder: DatasetBuilder, data_root: Path | None) -> Mapping[str, object]:
+    """Size of every raw file that a build reads; part of the key of what was built.
+
+    Raises:
+        UserError: no data folder, or a raw file is missing from it.
+    """
+    if not builder.sources:
+        return {}
+    names = sorted(DATASETS.names(), key=lambda name: DATASETS.get(name) is not type(builder))
+    fetch = f"mst-edge data fetch {names[0]}"
+    if data_root is None:
+        raise UserError(
+            "needs raw files and no data folder is known",
+            where=f"dataset {names[0]}",
+            fix=f"run `{fetch}`, or give --data-root (or MST_EDGE_DATA)",
+        )
+    return {source.name: source.locate(data_root, fetch).stat().st_size for source in builder.sources}

@@ -1,0 +1,349 @@
+"""Class folders and CSV tables of sound, picture and array files, turned into a folder of arrays.
+
+Class folders: ``DATA/<class>/<stem>.wav`` beside ``DATA/<class>/<stem>.png``, files of one stem being one
+sample; or ``DATA/<modality>/<class>/<stem>.wav``. A CSV has a column ``target`` (or ``label``), one column
+of paths per modality, and optionally ``group`` and ``split``. docs/data.md has examples.
+"""
+
+from __future__ import annotations
+
+import csv
+import warnings
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from distill.datasets.arrays import DatasetFile, ModalityFile, load_npy, open_arrays, write_description
+from distill.datasets.builder import cache_root
+from distill.datasets.readers import resample
+from distill.datasets.spec import SPLITS, Dataset, Kind
+from mst_edge.core.errors import UserError
+from mst_edge.core.files import atomic_path, sha256_json
+
+_AUDIO = {".wav", ".flac", ".ogg", ".mp3"}
+_IMAGE = {".png", ".jpg", ".jpeg", ".bmp", ".pgm", ".ppm", ".webp"}
+_ARRAY = {".npy"}
+_MODES = {1: "L", 3: "RGB"}
+
+
+@dataclass(frozen=True)
+class FilesOptions:
+    """How files become arrays of one shape; 0 or empty is decided by looking at the files.
+
+    Attributes:
+        sample_rate_hz: rate that all sound is resampled to.
+        seconds: length that all sound is brought to: shorter is centred in silence, of longer the
+            loudest stretch is taken.
+        image_size: height and width that all pictures are resized to.
+        image_channels: 1 for grey, 3 for colour.
+    """
+
+    sample_rate_hz: int = 0
+    seconds: float = 0.0
+    image_size: tuple[int, ...] = ()
+    image_channels: int = 0
+
+    def __post_init__(self) -> None:
+        if self.image_size and (len(self.image_size) != 2 or min(self.image_size) < 1):
+            raise UserError(
+                f"image_size must be [height, width], received {list(self.image_size)}", where="dataset.options"
+            )
+        if self.image_channels not in (0, 1, 3):
+            raise UserError(f"image_channels must be 1 or 3, received {self.image_channels}", where="dataset.options")
+        if self.seconds < 0 or self.sample_rate_hz < 0:
+            raise UserError("seconds and sample_rate_hz must be positive", where="dataset.options")
+
+
+@dataclass(frozen=True)
+class Listing:
+    """The samples found: per sample its label, its files by modality, and optionally group and split."""
+
+    root: Path
+    labels: list[str]
+    files: dict[str, list[Path]]
+    groups: list[str] = field(default_factory=list)
+    splits: list[str] = field(default_factory=list)
+
+
+def open_any(path: Path, options: FilesOptions) -> Dataset:
+    """Opens a folder of arrays, class folders, or a CSV; files are converted once and kept in the cache.
+
+    Raises:
+        UserError: nothing there that could be read as a dataset, or a file is damaged.
+    """
+    if path.is_dir() and (path / "target.npy").exists():
+        if options != FilesOptions():
+            raise UserError("a folder of arrays takes no options", where="dataset.options")
+        return open_arrays(path)
+    listing = list_files(path)
+    options = settle(listing, options)
+    stamp = {
+        "options": asdict(options),
+        "labels": listing.labels,
+        "groups": listing.groups,
+        "splits": listing.splits,
+        "files": {
+            name: [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+            for name, files in listing.files.items()
+        },
+        "version": 1,
+    }
+    folder = cache_root() / "datasets" / f"{path.stem}-{sha256_json(stamp)[:16]}"
+    if not folder.is_dir():
+        _convert(listing, options, folder, path)
+    return open_arrays(folder)
+
+
+def list_files(path: Path) -> Listing:
+    """Finds the samples of class folders or a CSV.
+
+    Raises:
+        UserError: neither, or a sample lacks a file of one modality (names it).
+    """
+    if path.is_file() and path.suffix.lower() == ".csv":
+        return _from_csv(path)
+    if not path.is_dir():
+        raise UserError("no such folder or CSV file", where=path)
+    found = _from_folders(path)
+    if not found.labels:
+        raise UserError(
+            "holds neither target.npy, nor class folders with sound or picture files",
+            where=path,
+            fix="see docs/data.md for the three layouts",
+        )
+    return found
+
+
+def settle(listing: Listing, options: FilesOptions) -> FilesOptions:
+    """``options`` with every open value decided by the files: commonest rate and size, 95th percentile length."""
+    kinds = {name: kind_of(files[0]) for name, files in listing.files.items()}
+    rate, seconds, size, channels = (
+        options.sample_rate_hz,
+        options.seconds,
+        options.image_size,
+        options.image_channels,
+    )
+    for name, files in listing.files.items():
+        if kinds[name] is Kind.AUDIO and not (rate and seconds):
+            about = [_audio_info(file) for file in files]
+            rate = rate or Counter(found for found, _ in about).most_common(1)[0][0]
+            seconds = seconds or min(10.0, round(float(np.percentile([s for _, s in about], 95)), 2)) or 0.1
+        if kinds[name] is Kind.IMAGE and not (size and channels):
+            shapes = Counter(_image_info(file) for file in files[:200])
+            (width, height), mode = shapes.most_common(1)[0][0]
+            scale = min(1.0, 96 / min(width, height))
+            size = size or (max(1, round(height * scale)), max(1, round(width * scale)))
+            channels = channels or (1 if mode in ("L", "1", "I;16") else 3)
+    return FilesOptions(rate, seconds, tuple(size), channels)
+
+
+def kind_of(file: Path) -> Kind | None:
+    """Kind by file extension; None for arrays, whose shape decides."""
+    suffix = file.suffix.lower()
+    return Kind.AUDIO if suffix in _AUDIO else Kind.IMAGE if suffix in _IMAGE else None
+
+
+def fit_length(wave: NDArray[np.float64], length: int) -> NDArray[np.float64]:
+    """Exactly ``length`` samples: a shorter sound centred in silence, of a longer one the loudest stretch.
+
+    The same rule by which a device fits a file to the student's window.
+    """
+    if len(wave) <= length:
+        before = (length - len(wave)) // 2
+        return np.pad(wave, (before, length - len(wave) - before))
+    energy = np.concatenate([[0.0], np.cumsum(wave**2)])
+    start = int(np.argmax(energy[length:] - energy[:-length]))
+    return wave[start : start + length]
+
+
+def _from_csv(path: Path) -> Listing:
+    with path.open(newline="", encoding="utf-8-sig") as file:
+        rows = list(csv.DictReader(file))
+    if not rows:
+        raise UserError("holds no rows", where=path)
+    columns = [column for column in rows[0] if column is not None]
+    label = next((name for name in ("target", "label") if name in columns), None)
+    if label is None:
+        raise UserError(f"has no column target; its columns: {', '.join(columns)}", where=path)
+    modalities = [name for name in columns if name not in (label, "group", "split")]
+    if not modalities:
+        raise UserError("has no column of files", where=path, fix="add one column per modality, holding paths")
+    listing = Listing(path.parent, [], {name: [] for name in modalities})
+    for number, row in enumerate(rows, start=2):
+        for name in (label, *modalities):
+            if not (row[name] or "").strip():
+                raise UserError(f"column {name} is empty", where=f"{path}:{number}")
+        for name in modalities:
+            file_path = path.parent / row[name].strip()
+            if not file_path.is_file():
+                raise UserError(f"no such file: {row[name]}", where=f"{path}:{number}")
+            listing.files[name].append(file_path)
+        listing.labels.append(row[label].strip())
+        if "group" in columns:
+            listing.groups.append((row["group"] or "").strip())
+        if "split" in columns:
+            listing.splits.append(_split_name((row["split"] or "").strip(), f"{path}:{number}"))
+    return listing
+
+
+def _split_name(said: str, where: str) -> str:
+    if said not in SPLITS:
+        raise UserError(f"split {said!r} is none of {', '.join(SPLITS)}", where=where)
+    return said
+
+
+def _from_folders(path: Path) -> Listing:
+    """Either layout: by class, then stem; or by modality, class, stem."""
+    children = sorted(child for child in path.iterdir() if child.is_dir() and not child.name.startswith("."))
+    if any(_media(child) for child in children):
+        samples = {
+            (child.name, stem): {_type_name(file): file for file in files}
+            for child in children
+            for stem, files in _by_stem(child).items()
+        }
+    else:
+        samples = {}
+        for modality in children:
+            for label in sorted(child for child in modality.iterdir() if child.is_dir()):
+                for file in _media(label):
+                    samples.setdefault((label.name, file.stem), {})[modality.name] = file
+    return _complete(path, samples)
+
+
+def _complete(path: Path, samples: Mapping[tuple[str, str], Mapping[str, Path]]) -> Listing:
+    names = sorted({name for files in samples.values() for name in files})
+    listing = Listing(path, [], {name: [] for name in names})
+    for (label, stem), files in sorted(samples.items()):
+        for name in names:
+            if name not in files:
+                raise UserError(
+                    f"sample {label}/{stem} has no {name} file", where=path, fix="add it, or remove the sample"
+                )
+            listing.files[name].append(files[name])
+        listing.labels.append(label)
+    return listing
+
+
+def _media(folder: Path) -> list[Path]:
+    return sorted(file for file in folder.iterdir() if file.suffix.lower() in _AUDIO | _IMAGE | _ARRAY)
+
+
+def _by_stem(folder: Path) -> dict[str, list[Path]]:
+    stems: dict[str, list[Path]] = {}
+    for file in _media(folder):
+        stems.setdefault(file.stem, []).append(file)
+    return stems
+
+
+def _type_name(file: Path) -> str:
+    return {Kind.AUDIO: "audio", Kind.IMAGE: "image", None: "array"}[kind_of(file)]
+
+
+def _convert(listing: Listing, options: FilesOptions, folder: Path, source: Path) -> None:
+    classes = sorted(set(listing.labels))
+    modalities, groups = {}, {}
+    with atomic_path(folder) as temporary:
+        temporary.mkdir()
+        for name, files in listing.files.items():
+            kind = kind_of(files[0])
+            _write_modality(temporary / f"{name}.npy", files, kind, options)
+            rate = options.sample_rate_hz if kind is Kind.AUDIO else None
+            modalities[name] = ModalityFile(kind=kind, sample_rate_hz=rate)
+        np.save(temporary / "target.npy", np.array([classes.index(label) for label in listing.labels]))
+        if listing.groups:
+            np.save(temporary / "group.npy", np.array(listing.groups))
+            groups["group"] = "group.npy"
+        if listing.splits:
+            np.save(temporary / "split.npy", np.array([SPLITS.index(split) for split in listing.splits]))
+        about = DatasetFile(
+            name=source.stem,
+            classes=classes,
+            modalities=modalities,
+            groups=groups,
+            split="split.npy" if listing.splits else None,
+            source=str(source),
+        )
+        write_description(temporary, about)
+
+
+def _write_modality(path: Path, files: Sequence[Path], kind: Kind | None, options: FilesOptions) -> None:
+    out: NDArray[Any] | None = None
+    for row, file in enumerate(files):
+        if kind_of(file) is not kind:
+            raise UserError(f"is of another type than {files[0].name}", where=file)
+        sample = _read(file, kind, options)
+        if out is None:
+            shape = (len(files), *sample.shape)
+            out = np.lib.format.open_memmap(path, mode="w+", dtype=sample.dtype, shape=shape)
+        if sample.shape != out.shape[1:]:
+            raise UserError(f"holds {sample.shape}, the files before it {out.shape[1:]}", where=file)
+        out[row] = sample
+    assert out is not None
+    out.flush()  # type: ignore[attr-defined]
+
+
+def _read(file: Path, kind: Kind | None, options: FilesOptions) -> NDArray[Any]:
+    if kind is Kind.AUDIO:
+        return _read_audio(file, options)
+    if kind is Kind.IMAGE:
+        return _read_image(file, options)
+    return np.asarray(load_npy(file))
+
+
+def _read_audio(file: Path, options: FilesOptions) -> NDArray[np.int16]:
+    import soundfile
+
+    try:
+        wave, rate = soundfile.read(file, dtype="float64", always_2d=True)
+    except soundfile.SoundFileError as error:
+        raise UserError(f"cannot be decoded ({error})", where=file) from None
+    if not len(wave) or not np.isfinite(wave).all():
+        raise UserError("holds no sound, or NaN", where=file)
+    mono = resample(wave.mean(axis=1), rate, options.sample_rate_hz)
+    fitted = fit_length(mono, round(options.seconds * options.sample_rate_hz))
+    return np.round(np.clip(fitted, -1, 1) * 32767).astype(np.int16)
+
+
+def _audio_info(file: Path) -> tuple[int, float]:
+    import soundfile
+
+    try:
+        info = soundfile.info(file)
+    except soundfile.SoundFileError as error:
+        raise UserError(f"cannot be decoded ({error})", where=file) from None
+    return int(info.samplerate), float(info.duration)
+
+
+def _read_image(file: Path, options: FilesOptions) -> NDArray[np.uint8]:
+    height, width = options.image_size
+    from PIL import Image
+
+    with _picture(file) as image:
+        try:
+            resized = image.convert(_MODES[options.image_channels]).resize((width, height), Image.Resampling.BILINEAR)
+        except (OSError, ValueError, SyntaxError) as error:
+            raise UserError(f"damaged picture ({error})", where=file) from None
+        return np.asarray(resized, dtype=np.uint8)
+
+
+def _image_info(file: Path) -> tuple[tuple[int, int], str]:
+    with _picture(file) as image:
+        return image.size, image.mode
+
+
+def _picture(file: Path) -> Any:
+    from PIL import Image, UnidentifiedImageError
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        try:
+            return Image.open(file)
+        except (UnidentifiedImageError, OSError) as error:
+            raise UserError(f"not a picture ({error})", where=file) from None
+        except (Image.DecompressionBombWarning, Image.DecompressionBombError):
+            raise UserError("has more pixels than any camera: refused", where=file) from None

@@ -1,0 +1,231 @@
+"""Front ends: what a device records, turned into what a network reads. Part of the exported graph.
+
+A front end has no learned weights. Its statistics come from the training split alone.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from distill.datasets.spec import Kind, ModalitySpec
+from mst_edge.core.errors import UserError
+
+_MIN_STD = 1e-4
+
+
+class Frontend(nn.Module):
+    """Base of all front ends: standardises to mean 0 and deviation 1 over the training split.
+
+    ``forward`` takes raw samples as ``Dataset.read`` delivers them, with a batch axis, and returns
+    ``(batch, *feature_shape)`` float32. Subclasses write ``transform`` and the axes that share one mean.
+    """
+
+    kind: ClassVar[Kind]
+    feature_shape: tuple[int, ...]
+    scale: Tensor
+    shift: Tensor
+
+    def __init__(self, stats_shape: tuple[int, ...]) -> None:
+        super().__init__()
+        self.register_buffer("scale", torch.ones(stats_shape))
+        self.register_buffer("shift", torch.zeros(stats_shape))
+
+    @abstractmethod
+    def transform(self, raw: Tensor) -> Tensor:
+        """Raw batch to features, before standardisation."""
+
+    def forward(self, raw: Tensor) -> Tensor:
+        # Written as OpenVINO would rewrite it: what it rewrites loses the mark that keeps it in f32.
+        return self.transform(raw) * self.scale + self.shift
+
+    @torch.no_grad()
+    def fit(self, blocks: Iterable[Tensor]) -> None:
+        """Sets scale and shift from raw blocks; sums in float64, one block in memory at a time."""
+        shape = self.scale.shape
+        count, total, squares = 0, torch.zeros(shape, dtype=torch.float64), torch.zeros(shape, dtype=torch.float64)
+        for raw in blocks:
+            values = self.transform(raw).double()
+            axes = [0, *(axis + 1 for axis, size in enumerate(shape) if size == 1)]
+            total += values.sum(dim=axes, keepdim=True)[0].reshape(shape)
+            squares += values.square().sum(dim=axes, keepdim=True)[0].reshape(shape)
+            count += values.numel() // max(1, math.prod(shape))
+        mean = total / count
+        # A constant feature has no deviation: it is centred and left at its scale.
+        deviation = (squares / count - mean.square()).clamp_min(0).sqrt()
+        scale = 1 / deviation.clamp_min(_MIN_STD)
+        self.scale.copy_(scale)
+        self.shift.copy_(-mean * scale)
+
+
+@dataclass(frozen=True)
+class NoOptions:
+    """For a front end without options."""
+
+
+class ImageScale(Frontend):
+    """``(B, H, W)`` or ``(B, H, W, C)``, uint8 or float, to standardised ``(B, C, H, W)``."""
+
+    kind = Kind.IMAGE
+    Options = NoOptions
+
+    def __init__(self, spec: ModalitySpec, options: NoOptions) -> None:
+        height, width, *rest = spec.shape
+        channels = rest[0] if rest else 1
+        super().__init__((channels, 1, 1))
+        self.feature_shape = (channels, height, width)
+        self._scale = 1 / 255 if spec.dtype == "uint8" else 1.0
+
+    def transform(self, raw: Tensor) -> Tensor:
+        scaled = raw.float() * self._scale
+        if raw.ndim == 3:
+            return scaled.reshape(-1, *self.feature_shape)
+        return scaled.permute(0, 3, 1, 2)
+
+
+@dataclass(frozen=True)
+class LogMelOptions:
+    """Analysis of a waveform.
+
+    Attributes:
+        window: samples under the Hann window.
+        hop: samples from one frame to the next.
+        n_fft: points of the Fourier transform, at least ``window``; 0 takes ``window``.
+        mels: number of mel bands (HTK scale).
+        low_hz, high_hz: edges of the lowest and highest band; ``high_hz`` 0 takes half the sample rate.
+        floor_db: level that silence is lifted to, relative to full scale.
+    """
+
+    window: int = 256
+    hop: int = 128
+    n_fft: int = 0
+    mels: int = 40
+    low_hz: float = 60.0
+    high_hz: float = 0.0
+    floor_db: float = -80.0
+
+
+class LogMel(Frontend):
+    """``(B, samples)`` waveform in [-1, 1] to a log-mel spectrogram ``(B, 1, mels, frames)``.
+
+    The short-time Fourier transform is a convolution with fixed weights: it exports to any runtime and
+    agrees with an FFT to float precision. Frames are not padded at the ends, so that a stream and a file
+    give the same frames.
+    """
+
+    kind = Kind.AUDIO
+    Options = LogMelOptions
+    fourier: Tensor
+    bank: Tensor
+
+    def __init__(self, spec: ModalitySpec, options: LogMelOptions) -> None:
+        where = f"modalities.{spec.name}"
+        if spec.sample_rate_hz is None:
+            raise UserError("the sample rate is not known", where=where, fix="give sample_rate_hz in dataset.yaml")
+        n_fft = options.n_fft or options.window
+        frames = 1 + (spec.shape[0] - options.window) // options.hop
+        if not 0 < options.window <= n_fft or options.hop < 1 or frames < 1:
+            raise UserError(
+                f"window {options.window}, hop {options.hop} and n_fft {n_fft} do not fit {spec.shape[0]} samples",
+                where=where,
+            )
+        super().__init__((1, options.mels, 1))
+        self.feature_shape = (1, options.mels, frames)
+        self._hop = options.hop
+        self._samples = spec.shape[0]
+        bank = mel_bank(options.mels, n_fft, spec.sample_rate_hz, options.low_hz, options.high_hz)
+        if not (bank.sum(axis=1) > 0).all():
+            empty = int(np.argmin(bank.sum(axis=1) > 0))
+            raise UserError(
+                f"mel band {empty} of {options.mels} falls between two of the {n_fft}-point transform's lines",
+                where=where,
+                fix="raise n_fft, or take fewer mels",
+            )
+        self.register_buffer("fourier", torch.from_numpy(_fourier(options.window, n_fft))[:, None])
+        floor = 10 ** (options.floor_db / 10)
+        self.register_buffer("bank", torch.from_numpy(bank / floor)[:, :, None])
+
+    def transform(self, raw: Tensor) -> Tensor:
+        # reshape, not unsqueeze: OpenVINO drops the keep-in-f32 mark from the latter.
+        lines = nn.functional.conv1d(raw.reshape(-1, 1, self._samples), self.fourier, stride=self._hop)
+        real, imaginary = lines.chunk(2, dim=1)
+        mel = nn.functional.conv1d(real * real + imaginary * imaginary, self.bank)
+        # In units of the floor, so that 1 is added and not 1e-8: torch's ONNX exporter (2.13) takes the
+        # latter for zero and drops it.
+        return torch.log(mel + 1).reshape(-1, *self.feature_shape)
+
+
+def mel_bank(mels: int, n_fft: int, rate_hz: int, low_hz: float, high_hz: float) -> NDArray[np.float32]:
+    """``(mels, n_fft / 2 + 1)`` triangular filters, equally spaced on the HTK mel scale.
+
+    mel(f) = 2595 log10(1 + f / 700) (Young and others, The HTK Book).
+    """
+    top = high_hz or rate_hz / 2
+    edges_mel = np.linspace(_mel(low_hz), _mel(top), mels + 2)
+    edges = 700 * (10 ** (edges_mel / 2595) - 1)
+    lines = np.arange(n_fft // 2 + 1) * rate_hz / n_fft
+    rising = (lines - edges[:-2, None]) / (edges[1:-1] - edges[:-2])[:, None]
+    falling = (edges[2:, None] - lines) / (edges[2:] - edges[1:-1])[:, None]
+    return np.maximum(0, np.minimum(rising, falling)).astype(np.float32)
+
+
+def _mel(hz: float) -> float:
+    return 2595 * math.log10(1 + hz / 700)
+
+
+def _fourier(window: int, n_fft: int) -> NDArray[np.float32]:
+    """``(n_fft + 2, window)``: cosine rows, then sine rows, under a periodic Hann window of unit sum."""
+    hann = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(window) / window)
+    phase = 2 * np.pi * np.outer(np.arange(n_fft // 2 + 1), np.arange(window)) / n_fft
+    rows = np.concatenate([np.cos(phase), -np.sin(phase)]) * hann / hann.sum()
+    return rows.astype(np.float32)
+
+
+class SequenceScale(Frontend):
+    """``(B, time, channels)`` to ``(B, channels, time)``, standardised per channel."""
+
+    kind = Kind.SEQUENCE
+    Options = NoOptions
+
+    def __init__(self, spec: ModalitySpec, options: NoOptions) -> None:
+        time, channels = spec.shape
+        super().__init__((channels, 1))
+        self.feature_shape = (channels, time)
+
+    def transform(self, raw: Tensor) -> Tensor:
+        return raw.float().transpose(1, 2)
+
+
+class VectorScale(Frontend):
+    """``(B, features)``, standardised per feature."""
+
+    kind = Kind.VECTOR
+    Options = NoOptions
+
+    def __init__(self, spec: ModalitySpec, options: NoOptions) -> None:
+        super().__init__(spec.shape)
+        self.feature_shape = spec.shape
+
+    def transform(self, raw: Tensor) -> Tensor:
+        return raw.float()
+
+
+_BY_KIND: dict[Kind, Any] = {cls.kind: cls for cls in (ImageScale, LogMel, SequenceScale, VectorScale)}
+
+
+def frontend_options(kind: Kind) -> type:
+    """The dataclass of options that the front end of ``kind`` takes."""
+    return _BY_KIND[kind].Options
+
+
+def make_frontend(spec: ModalitySpec, options: object) -> Frontend:
+    """The front end for a modality; ``options`` is an instance of ``frontend_options(spec.kind)``."""
+    return _BY_KIND[spec.kind](spec, options)

@@ -1,0 +1,169 @@
+"""Everything a distillation method needs: data, fresh students, trained teachers, cached logits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.optim import SGD, Adam, AdamW, Optimizer
+
+from distill.networks.registry import Model, NetworkChoice, build_model
+from distill.tasks import Task
+from distill.training.features import Batch, FeatureStore
+from distill.training.phase import History, Phase, Session, predict, run_phase
+from distill.training.schedules import SCHEDULES
+
+MULTIMODAL = "multimodal"
+_OPTIMIZERS: Mapping[str, Callable[..., Optimizer]] = {"adam": Adam, "adamw": AdamW, "sgd": SGD}
+
+
+@dataclass(frozen=True)
+class OptimizerChoice:
+    """Optimiser of every network; ``schedule`` is constant or cosine over the phase's epochs."""
+
+    name: str = "adam"
+    lr: float = 1e-3
+    weight_decay: float = 0.0
+    schedule: str = "cosine"
+
+    def build(self, modules: Sequence[nn.Module], lr: float | None = None) -> Optimizer:
+        """One optimiser over the modules' learnable parameters."""
+        parameters = [p for module in modules for p in module.parameters() if p.requires_grad]
+        extra = {"momentum": 0.9} if self.name == "sgd" else {}
+        return _OPTIMIZERS[self.name](parameters, lr=lr or self.lr, weight_decay=self.weight_decay, **extra)
+
+    @property
+    def factor(self) -> Callable[[float], float]:
+        """Share of the epochs done to factor on the learning rate."""
+        return SCHEDULES[self.schedule]
+
+
+@dataclass(frozen=True)
+class Epochs:
+    """Budget. Every method's student sees ``collaborate + distill`` epochs, whatever its stages."""
+
+    collaborate: int = 20
+    masks: int = 10
+    distill: int = 20
+
+    @property
+    def student(self) -> int:
+        """Epochs that a student of any method is trained for."""
+        return self.collaborate + self.distill
+
+
+@dataclass
+class Lab:
+    """One data split, one seed, one student modality; trains what methods ask for, each thing once.
+
+    Attributes:
+        teachers: name to the modalities a teacher reads and its network: ``multimodal`` and one
+            cross-modal teacher per other modality, named after it.
+    """
+
+    store: FeatureStore
+    task: Task
+    session: Session
+    student_modality: str
+    student: NetworkChoice
+    teachers: Mapping[str, tuple[tuple[str, ...], NetworkChoice]]
+    optimizer: OptimizerChoice
+    epochs: Epochs
+    histories: dict[str, History] = field(default_factory=dict)
+    _trained: dict[str, Model] = field(default_factory=dict)
+    _logits: dict[str, Tensor] = field(default_factory=dict)
+
+    def new_student(self) -> Model:
+        """A student with the seed's initial weights: the same for every method."""
+        torch.manual_seed(self.session.seed_for("student"))
+        return self._build("student", (self.student_modality,), self.student, "student")
+
+    def new_teacher(self, name: str) -> Model:
+        """A teacher with the seed's initial weights."""
+        reads, choice = self.teachers[name]
+        torch.manual_seed(self.session.seed_for("teacher", name))
+        return self._build(name, reads, choice, f"teachers.{name}")
+
+    def _build(self, name: str, reads: tuple[str, ...], choice: NetworkChoice, where: str) -> Model:
+        shapes = {modality: self.store.shapes[modality] for modality in reads}
+        return build_model(name, choice, shapes, self.task.num_outputs, where=where)
+
+    def train_alone(self, name: str, model: Model) -> Model:
+        """Trains one network on the task alone; keeps the epoch with the lowest validation loss."""
+
+        def step(batch: Batch, _epoch: int) -> dict[str, Tensor]:
+            return {"loss": self.task.loss(model(batch.inputs), batch.target)}
+
+        self.run(
+            Phase(
+                name=name,
+                epochs=self.epochs.student,
+                modules={name: model.module},
+                optimizers=[self.optimizer.build([model.module])],
+                step=step,
+                validate=lambda: self.validate(model),
+                keep_best={name: ("val_error", "val_loss")},
+                reads=model.reads,
+                schedule=self.optimizer.factor,
+            )
+        )
+        return model
+
+    def trained_teacher(self, name: str) -> Model:
+        """The teacher ``name`` trained alone on the task, frozen; trained at the first call."""
+        if name not in self._trained:
+            self._trained[name] = freeze(self.train_alone(f"lone_{name}", self.new_teacher(name)))
+        return self._trained[name]
+
+    def lone_student(self) -> Model:
+        """The student trained alone on the task."""
+        if "student" not in self._trained:
+            self._trained["student"] = self.train_alone("lone_student", self.new_student())
+        return self._trained["student"]
+
+    def run(self, phase: Phase) -> None:
+        """Runs a phase and keeps its history."""
+        self.histories[phase.name] = run_phase(phase, self.store, self.session)
+
+    def logits(self, model: Model, split: str) -> Tensor:
+        """``(samples, outputs)`` logits over a split."""
+        return predict(model, self.store, split, self.session)
+
+    def validate(self, model: Model, prefix: str = "val") -> dict[str, float]:
+        """Metrics on the validation split, named ``<prefix>_<metric>``."""
+        metrics = self.task.metrics(self.logits(model, "val"), self.store.target("val"))
+        return {f"{prefix}_{name}": value for name, value in metrics.items()}
+
+    def cached_logits(
+        self, key: str, compute: Callable[[Mapping[str, Tensor]], Tensor], reads: Sequence[str]
+    ) -> Tensor:
+        """``(all samples, outputs)`` of a frozen function on train and validation samples, computed once.
+
+        Rows of test samples are NaN: no method may look at them.
+        """
+        if key not in self._logits:
+            self._logits[key] = self._fill(compute, reads)
+        return self._logits[key]
+
+    @torch.no_grad()
+    def _fill(self, compute: Callable[[Mapping[str, Tensor]], Tensor], reads: Sequence[str]) -> Tensor:
+        table = torch.full((len(self.store.dataset), self.task.num_outputs), float("nan"))
+        for split in ("train", "val"):
+            for batch in self.store.in_order(split, 256, reads, self.session.device):
+                with self.session.autocast():
+                    table[batch.ids] = compute(batch.inputs).float().cpu()
+        return table
+
+    @property
+    def folder(self) -> Path:
+        """Where this lab's phases keep their state."""
+        return self.session.folder
+
+
+def freeze(model: Model) -> Model:
+    """Puts a model in eval mode and stops gradients into its weights."""
+    model.module.eval().requires_grad_(False)
+    return model

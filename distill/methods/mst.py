@@ -1,0 +1,270 @@
+"""MST-Distill: mixture of specialised teachers (ACM MM 2025, arXiv 2507.07015)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from distill.lab import freeze
+from distill.masks import SpecialisedTeacher, make_specialised
+from distill.methods.base import METHODS, Method, Workload
+from distill.networks.registry import Model
+from distill.router import EvidenceRouter, LinearRouter, balance_loss, top_k
+from distill.training.features import Batch
+from distill.training.phase import Phase
+
+
+@dataclass(frozen=True)
+class MstOptions:
+    """Defaults are the ``improved`` preset; ``PAPER`` holds what the published method does instead.
+
+    Attributes:
+        temperature: of every distillation term.
+        mask: ``full`` as published, or ``compact`` (linear in the layer's width).
+        layers: teacher name to dotted paths of masked layers; a teacher's own ``maskable`` where absent.
+        masked_layers: how many of a teacher's layers get a mask.
+        mutual: stage 1: ``both`` sides of a mutual term learn, or only the ``learner``.
+        mutual_weight: weight of the mutual terms of stage 1.
+        teacher_weights: which stage-1 weights teachers keep: of the ``last`` epoch or of the ``best``.
+        router: ``linear`` learns from the balance loss alone, as published; ``evidence`` learns from the
+            teachers' own task loss which of them is right.
+        top_k: how many teachers each sample listens to.
+        task_weight, kd_weight, balance_weight: initial weights of stage 3.
+        kd_decay, balance_decay: factor and period in epochs; applied after epoch 0, period, ...
+        mask_lr: learning rate of masks; 0 takes the optimiser's.
+    """
+
+    temperature: float = 4.0
+    mask: Literal["full", "compact"] = "compact"
+    layers: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    masked_layers: int = 2
+    mutual: Literal["both", "learner"] = "learner"
+    mutual_weight: float = 1.0
+    teacher_weights: Literal["last", "best"] = "best"
+    router: Literal["linear", "evidence"] = "evidence"
+    top_k: int = 1
+    task_weight: float = 1.0
+    kd_weight: float = 1.0
+    balance_weight: float = 0.1
+    kd_decay: tuple[float, int] = (1.0, 30)
+    balance_decay: tuple[float, int] = (1.0, 10)
+    mask_lr: float = 0.0
+
+
+PAPER: Mapping[str, Any] = {
+    "mask": "full",
+    "mutual": "both",
+    "teacher_weights": "last",
+    "router": "linear",
+    "balance_weight": 1.0,
+    "kd_decay": (0.5, 30),
+    "balance_decay": (0.9, 10),
+}
+
+
+@METHODS.register("mst")
+class MstDistill(Method):
+    """Three stages: collaborative initialisation, specialised teachers, adaptive distillation."""
+
+    name = "mst"
+    Options: ClassVar[type] = MstOptions
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {"improved": {}, "paper": PAPER}
+
+    def workload(self) -> list[Workload]:
+        epochs, teachers = self.lab.epochs, list(self.lab.teachers)
+        # Each mask runs its whole teacher forward, and the part above the mask backward.
+        masked = [name for name in teachers for _ in range(2 * self.options.masked_layers)]
+        return [
+            Workload("mst_collaborate", epochs.collaborate, trained=["student", *teachers]),
+            Workload("mst_masks", epochs.masks, forward=masked),
+            Workload("mst", epochs.distill, trained=["student"]),
+        ]
+
+    def train(self) -> Model:
+        student = self.lab.new_student()
+        teachers = {name: self.lab.new_teacher(name) for name in self.lab.teachers}
+        self._collaborate(student, teachers)
+        for teacher in teachers.values():
+            freeze(teacher)
+        specialised = self._specialise(student, teachers)
+        self._distill(student, specialised)
+        self.insights = {"teachers": [self._describe(special) for special in specialised]}
+        return student
+
+    def _describe(self, special: SpecialisedTeacher) -> dict[str, Any]:
+        """What the report says of one specialised teacher: how good it is, and how often it was chosen."""
+        ids = self.lab.store.splits["val"]
+        logits = self.lab.cached_logits(f"mst_{special.name}", special, special.teacher.reads)[ids]
+        metrics = self.lab.task.metrics(logits, self.lab.store.target("val"))
+        use = [epoch[f"use_{special.name}"] for epoch in self.lab.histories["mst"]]
+        return {
+            "name": special.name,
+            "mask_parameters": sum(p.numel() for p in special.mask.parameters()),
+            "val": metrics,
+            "use": use,
+        }
+
+    def _collaborate(self, student: Model, teachers: Mapping[str, Model]) -> None:
+        """Stage 1: every network minimises its task loss plus distillation from each of the others."""
+        options, task = self.options, self.lab.task
+        models = {"student": student, **teachers}
+
+        def step(batch: Batch, _epoch: int) -> dict[str, Tensor]:
+            logits = {name: model(batch.inputs) for name, model in models.items()}
+            losses = {f"task_{name}": task.loss(z, batch.target) for name, z in logits.items()}
+            targets = logits if options.mutual == "both" else {name: z.detach() for name, z in logits.items()}
+            mutual = [
+                task.kd(learner, targets[other], options.temperature)
+                for name, learner in logits.items()
+                for other in models
+                if other != name
+            ]
+            losses["mutual"] = torch.stack(mutual).sum()
+            total = sum(losses[f"task_{name}"] for name in models) + options.mutual_weight * losses["mutual"]
+            return {"loss": total, **losses}
+
+        def validate() -> dict[str, float]:
+            return {k: v for name, model in models.items() for k, v in self.lab.validate(model, f"val_{name}").items()}
+
+        best = (
+            {name: (f"val_{name}_error", f"val_{name}_loss") for name in teachers}
+            if options.teacher_weights == "best"
+            else {}
+        )
+        modules = {name: model.module for name, model in models.items()}
+        self.lab.run(
+            Phase(
+                name="mst_collaborate",
+                epochs=self.lab.epochs.collaborate,
+                modules=modules,
+                optimizers=[self.lab.optimizer.build(list(modules.values()))],
+                step=step,
+                validate=validate,
+                keep_best=best,
+                reads=sorted({modality for model in models.values() for modality in model.reads}),
+                schedule=self.lab.optimizer.factor,
+            )
+        )
+
+    def _specialise(self, student: Model, teachers: Mapping[str, Model]) -> list[SpecialisedTeacher]:
+        """Stage 2: each mask moves its teacher toward what the student can express."""
+        specialised = [
+            make_specialised(teacher, layer, self.options.mask, self.lab.store.shapes, "distill.options.layers")
+            for teacher in teachers.values()
+            for layer in self._layers(teacher)
+        ]
+        return self._train_masks(student, specialised)
+
+    def _layers(self, teacher: Model) -> Sequence[str]:
+        chosen = self.options.layers.get(teacher.name, teacher.maskable)
+        return chosen[: self.options.masked_layers]
+
+    def _train_masks(self, student: Model, specialised: list[SpecialisedTeacher]) -> list[SpecialisedTeacher]:
+        lab, options = self.lab, self.options
+        table = lab.cached_logits("mst_initial_student", student, student.reads)
+
+        def divergence(special: SpecialisedTeacher, batch: Batch) -> Tensor:
+            wanted = table[batch.ids].to(lab.session.device)
+            return lab.task.sample_kd(special(batch.inputs), wanted, options.temperature)
+
+        def step(batch: Batch, _epoch: int) -> dict[str, Tensor]:
+            losses = {special.name: divergence(special, batch).mean() for special in specialised}
+            return {"loss": torch.stack(list(losses.values())).sum(), **losses}
+
+        modules = {special.name.replace(":", "_"): special.mask for special in specialised}
+        reads = sorted({modality for special in specialised for modality in special.teacher.reads})
+
+        @torch.no_grad()
+        def validate() -> dict[str, float]:
+            totals = dict.fromkeys(modules, 0.0)
+            for batch in lab.store.in_order("val", 256, reads, lab.session.device):
+                for key, special in zip(modules, specialised, strict=True):
+                    totals[key] += float(divergence(special, batch).sum())
+            return {f"val_{key}": total / len(lab.store.splits["val"]) for key, total in totals.items()}
+
+        lab.run(
+            Phase(
+                name="mst_masks",
+                epochs=lab.epochs.masks,
+                modules=modules,
+                optimizers=[lab.optimizer.build([mask], options.mask_lr or None) for mask in modules.values()],
+                step=step,
+                validate=validate,
+                keep_best={key: (f"val_{key}",) for key in modules},
+                reads=reads,
+                schedule=lab.optimizer.factor,
+            )
+        )
+        return specialised
+
+    def _distill(self, student: Model, specialised: list[SpecialisedTeacher]) -> None:
+        """Stage 3: per sample, the student learns from the teachers that the router selects."""
+        lab, options = self.lab, self.options
+        tables = torch.stack([lab.cached_logits(f"mst_{s.name}", s, s.teacher.reads) for s in specialised], dim=1)
+        self._names = [special.name for special in specialised]
+        router = self._router(len(specialised))
+
+        def step(batch: Batch, epoch: int) -> dict[str, Tensor]:
+            z = student(batch.inputs)
+            teachers = tables[batch.ids].to(z.device)
+            losses = self._routed(z, teachers, router, batch.target, epoch)
+            losses["task"] = lab.task.loss(z, batch.target)
+            losses["loss"] = losses["loss"] + options.task_weight * losses["task"]
+            return losses
+
+        lab.run(
+            Phase(
+                name="mst",
+                epochs=lab.epochs.distill,
+                modules={"student": student.module, "router": router},
+                optimizers=[lab.optimizer.build([student.module, router])],
+                step=step,
+                validate=lambda: lab.validate(student),
+                keep_best={"student": ("val_error", "val_loss")},
+                reads=student.reads,
+                schedule=lab.optimizer.factor,
+            )
+        )
+
+    def _router(self, teachers: int) -> nn.Module:
+        torch.manual_seed(self.lab.session.seed_for("router"))
+        kinds = {"linear": LinearRouter, "evidence": EvidenceRouter}
+        return kinds[self.options.router](self.lab.task.num_outputs, teachers)
+
+    def _routed(self, z: Tensor, teachers: Tensor, router: nn.Module, target: Tensor, epoch: int) -> dict[str, Tensor]:
+        """Distillation from the selected teachers, and what the router learns from; ``loss`` sums them.
+
+        Args:
+            z: ``(B, C)`` student logits. teachers: ``(B, W, C)``. target: ``(B,)``.
+        """
+        options, task = self.options, self.lab.task
+        weights = router(z, teachers)
+        share, chosen = top_k(weights, options.top_k)
+        divergence = torch.stack(
+            [task.sample_kd(z, teachers[:, i], options.temperature) for i in range(teachers.shape[1])], dim=1
+        ).gather(1, chosen)
+        losses = {"balance": balance_loss(weights)}
+        if options.router == "linear":
+            kd = divergence.mean()
+        else:
+            kd = (share.detach() * divergence).sum(dim=1).mean()
+            # The router's own objective: the teachers' task losses say which of them is right.
+            own = torch.stack([task.sample_loss(teachers[:, i], target) for i in range(teachers.shape[1])], dim=1)
+            losses["route"] = -(torch.softmax(-own, dim=1) * (weights + 1e-8).log()).sum(dim=1).mean()
+        losses["kd"] = kd
+        for index, name in enumerate(self._names):
+            losses[f"use_{name}"] = (chosen == index).float().mean()
+        kd_weight = options.kd_weight * _decayed(options.kd_decay, epoch)
+        balance_weight = options.balance_weight * _decayed(options.balance_decay, epoch)
+        losses["loss"] = kd_weight * kd + balance_weight * losses["balance"] + losses.get("route", 0.0)
+        return losses
+
+
+def _decayed(decay: tuple[float, int], epoch: int) -> float:
+    """Factor after ``epoch`` whole epochs: ``factor`` once per epoch number that ``period`` divides."""
+    factor, period = decay
+    return float(factor ** len([e for e in range(epoch) if e % period == 0]))

@@ -1,0 +1,1 @@
+"""Networks, one family per file: drop a file here that registers its classes in ``NETWORKS``."""

@@ -1,0 +1,122 @@
+"""Features of every sample, computed once by the front ends and memory-mapped from then on."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from distill.datasets.builder import cache_root
+from distill.datasets.spec import Dataset
+from distill.frontends import Frontend
+from mst_edge.core.files import atomic_path, sha256_json
+
+_BLOCK = 256
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Some samples: ``ids`` ``(B,)``, features by modality ``(B, *shape)``, ``target`` ``(B,)``."""
+
+    ids: Tensor
+    inputs: Mapping[str, Tensor]
+    target: Tensor
+
+
+class FeatureStore:
+    """Features, targets and split ids of one dataset under given front ends."""
+
+    def __init__(
+        self, dataset: Dataset, splits: Mapping[str, NDArray[np.int64]], frontends: Mapping[str, Frontend]
+    ) -> None:
+        self.dataset = dataset
+        self.splits = splits
+        self.frontends = frontends
+        self._arrays = {
+            name: _features(dataset, splits["train"], name, frontend) for name, frontend in frontends.items()
+        }
+        self._target = torch.from_numpy(np.array(dataset.target))
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Feature shape of every modality."""
+        return {name: frontend.feature_shape for name, frontend in self.frontends.items()}
+
+    def target(self, split: str) -> Tensor:
+        """``(samples,)`` classes of a split."""
+        return self._target[torch.from_numpy(self.splits[split])]
+
+    def gather(self, ids: NDArray[np.int64], modalities: Sequence[str], device: torch.device) -> Batch:
+        """The samples ``ids``, on ``device``."""
+        inputs = {name: torch.from_numpy(self._arrays[name][ids]).to(device) for name in modalities}
+        index = torch.from_numpy(ids)
+        return Batch(index, inputs, self._target[index].to(device))
+
+    def shuffled(
+        self, split: str, batch_size: int, seed: Sequence[int], modalities: Sequence[str], device: torch.device
+    ) -> Iterator[Batch]:
+        """One epoch in an order that ``seed`` decides; a last batch of one sample joins the one before."""
+        order = np.random.default_rng(seed).permutation(self.splits[split])
+        starts = list(range(0, len(order), batch_size))
+        if len(starts) > 1 and len(order) - starts[-1] == 1:
+            starts.pop()  # batch norm cannot learn from one sample
+        for start, end in zip(starts, [*starts[1:], len(order)], strict=True):
+            yield self.gather(order[start:end], modalities, device)
+
+    def in_order(self, split: str, batch_size: int, modalities: Sequence[str], device: torch.device) -> Iterator[Batch]:
+        """All samples of a split, in the order of its ids."""
+        ids = self.splits[split]
+        for start in range(0, len(ids), batch_size):
+            yield self.gather(ids[start : start + batch_size], modalities, device)
+
+
+def _features(dataset: Dataset, train: NDArray[np.int64], name: str, frontend: Frontend) -> NDArray[np.float32]:
+    """Fits the front end on ``train`` and returns ``(samples, *feature_shape)``, memory-mapped.
+
+    Kept under a key of everything they depend on: data, training ids and the front end with its constants.
+    """
+    constants = hashlib.sha256()
+    for key, value in sorted(frontend.state_dict().items()):
+        if key not in ("scale", "shift"):
+            constants.update(key.encode() + value.numpy().tobytes())
+    depends_on: dict[str, object] = {
+        "data": dataset.fingerprint,
+        "modality": name,
+        "train": hashlib.sha256(train.tobytes()).hexdigest(),
+        "frontend": [type(frontend).__qualname__, list(frontend.feature_shape), constants.hexdigest()],
+        "version": 3,
+    }
+    folder = cache_root() / "features" / sha256_json(depends_on)[:16]
+    if not folder.is_dir():
+        _compute(dataset, train, name, frontend, folder)
+    statistics = load_file(folder / "statistics.safetensors")
+    frontend.scale.copy_(statistics["scale"])
+    frontend.shift.copy_(statistics["shift"])
+    return np.load(folder / "features.npy", mmap_mode="r", allow_pickle=False)
+
+
+@torch.no_grad()
+def _compute(dataset: Dataset, train: NDArray[np.int64], name: str, frontend: Frontend, folder: Path) -> None:
+    frontend.fit(_raw_blocks(dataset, name, train))
+    with atomic_path(folder) as temporary:
+        temporary.mkdir()
+        shape = (len(dataset), *frontend.feature_shape)
+        out = np.lib.format.open_memmap(temporary / "features.npy", mode="w+", dtype=np.float32, shape=shape)
+        start = 0
+        for raw in _raw_blocks(dataset, name, np.arange(len(dataset))):
+            out[start : start + len(raw)] = frontend(raw).numpy()
+            start += len(raw)
+        out.flush()
+        save_file({"scale": frontend.scale, "shift": frontend.shift}, temporary / "statistics.safetensors")
+
+
+def _raw_blocks(dataset: Dataset, name: str, ids: NDArray[np.int64]) -> Iterable[Tensor]:
+    for start in range(0, len(ids), _BLOCK):
+        yield torch.from_numpy(dataset.read(name, ids[start : start + _BLOCK]))

@@ -1,0 +1,1 @@
+"""mst-edge: distil a small one-modality student, quantize it, compile it per target, prove it, ship it."""

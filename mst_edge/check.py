@@ -1,0 +1,78 @@
+"""``mst-edge check``: the gate's verdict of a run or a bundle, as an exit code."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from apps.runtime import Bundle
+from mst_edge.core.errors import UserError
+from mst_edge.run_folder import RunFolder
+
+
+def check_path(path: Path) -> dict[str, Any]:
+    """The verdict on a run folder, or on a bundle.
+
+    A bundle is verified file by file, and its reference inputs are run on this machine.
+
+    Raises:
+        UserError: neither a run nor a bundle.
+    """
+    if (path / "result.json").is_file():
+        return _check_run(RunFolder(path))
+    if (path / "manifest.json").is_file() or path.suffix == ".zip":
+        return _check_bundle(path)
+    raise UserError("neither a finished run nor a bundle", where=path)
+
+
+def print_check(record: dict[str, Any], *, as_json: bool) -> None:
+    """One line per target, with the failed goals."""
+    if as_json:
+        typer.echo(json.dumps(record))
+        return
+    for entry in record["checks"]:
+        typer.echo(f"{entry['target']}: gate {entry['gate']} with {entry['build']}")
+        for check in entry["goals"]:
+            typer.echo(f"  {'ok  ' if check['passed'] else 'FAIL'}  {check['goal']}: {check['text']}")
+
+
+def _check_run(run: RunFolder) -> dict[str, Any]:
+    result = run.result()
+    if not result["targets"]:
+        raise UserError("the run has no target yet", where=run.path, fix="finish it: mst-edge run ... --resume")
+    checks = []
+    for target in result["targets"]:
+        chosen = next(row for row in target["builds"] if row["id"] == target["chosen"])
+        checks.append(
+            {
+                "target": target["target"],
+                "gate": target["gate"],
+                "build": target["chosen"],
+                "goals": chosen["verdict"]["checks"],
+            }
+        )
+    return {"path": str(run.path), "gate": result["gate"], "checks": checks}
+
+
+def _check_bundle(path: Path) -> dict[str, Any]:
+    with Bundle.open(path) as bundle:
+        difference = bundle.self_test()
+        manifest = bundle.manifest
+        goals = [
+            {
+                "goal": "self_test",
+                "passed": True,
+                "text": f"reference outputs reproduced here to {difference:.2g}, {bundle.build.tolerance:.2g} allowed",
+            },
+            *manifest.gate["checks"],
+        ]
+        entry = {
+            "target": manifest.target,
+            "gate": manifest.gate["verdict"],
+            "build": bundle.build.id,
+            "goals": goals,
+        }
+        return {"path": str(path), "gate": manifest.gate["verdict"], "checks": [entry]}

@@ -1,0 +1,59 @@
+"""``mst-edge``: the commands, and what becomes of errors."""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+import traceback
+from datetime import datetime
+from pathlib import Path
+
+import typer
+
+from mst_edge.cli import commands_bundle, commands_data, commands_run
+from mst_edge.core.errors import ExitCode, UserError
+
+app = typer.Typer(
+    name="mst-edge",
+    help="Distil a small one-modality student, quantize it, compile it per target, prove it, ship it.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+commands_run.register(app)
+commands_data.register(app)
+commands_bundle.register(app)
+
+
+def main() -> None:
+    """Entry point: a user's error is one line and exit code 2, a bug leaves its traceback in a file and 3."""
+    from apps.runtime.errors import BundleError
+
+    try:
+        app()
+    except (UserError, BundleError) as error:
+        typer.echo(f"error: {error}", err=True)
+        sys.exit(ExitCode.USER_ERROR)
+    except KeyboardInterrupt:
+        typer.echo("interrupted; continue a run with --resume", err=True)
+        sys.exit(ExitCode.INTERRUPTED)
+    except BrokenPipeError:
+        # Whoever read our output (head, less) has seen enough.
+        sys.stderr.close()
+        sys.exit(ExitCode.OK)
+    except Exception as error:
+        place = _keep_traceback()
+        typer.echo(f"internal error: {type(error).__name__}: {error}\nthe traceback is in {place}", err=True)
+        sys.exit(ExitCode.INTERNAL_ERROR)
+
+
+def _keep_traceback() -> Path:
+    """Writes the current traceback into the run's folder, or a temporary one where there is no run."""
+    folder = commands_run.current_run()
+    if folder is None or not folder.is_dir():
+        folder = Path(tempfile.mkdtemp(prefix="mst-edge-"))
+    path = folder / f"traceback-{datetime.now():%Y%m%d-%H%M%S}.txt"
+    path.write_text(traceback.format_exc(), encoding="utf-8")
+    return path

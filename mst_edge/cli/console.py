@@ -1,0 +1,73 @@
+"""Progress on a terminal, and the same numbers as TensorBoard scalars."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+
+class ConsoleWatcher:
+    """Progress bars on standard error; TensorBoard files in ``folder`` where tensorboard is installed."""
+
+    def __init__(self, folder: Path, *, quiet: bool = False) -> None:
+        self._folder = folder
+        self._console = Console(stderr=True, quiet=quiet)
+        self._progress = Progress(
+            TextColumn("  {task.description:<24}"),
+            BarColumn(bar_width=30),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[said]}"),
+            console=self._console,
+        )
+        self._tasks: dict[str, Any] = {}
+        self._writer: Any = None
+
+    def __enter__(self) -> ConsoleWatcher:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+        if self._writer is not None:
+            self._writer.close()
+
+    def stage(self, title: str) -> None:
+        self._progress.console.print(f"[bold]{title}[/bold]")
+
+    def step(self, text: str) -> None:
+        self._progress.console.print(f"  {text}", highlight=False)
+
+    def note(self, text: str) -> None:
+        self._progress.console.print(f"  [yellow]note:[/yellow] {text}", highlight=False)
+
+    def begin(self, phase: str, epochs: int, done: int) -> None:
+        self._tasks[phase] = self._progress.add_task(phase, total=epochs, completed=done, said="")
+
+    def epoch(self, phase: str, epoch: int, scalars: Mapping[str, float]) -> None:
+        said = _headline(scalars)
+        self._progress.update(self._tasks[phase], completed=epoch + 1, said=said)
+        writer = self._tensorboard()
+        if writer is not None:
+            for name, value in scalars.items():
+                writer.add_scalar(f"{phase}/{name}", value, epoch)
+
+    def _tensorboard(self) -> Any:
+        if self._writer is None:
+            try:
+                from torch.utils.tensorboard import SummaryWriter
+            except ImportError:
+                return None
+            self._writer = SummaryWriter(self._folder)
+        return self._writer
+
+
+def _headline(scalars: Mapping[str, float]) -> str:
+    if "val_accuracy" in scalars:
+        return f"loss {scalars['loss']:.3f}, validation accuracy {scalars['val_accuracy']:.1%}"
+    return f"loss {scalars['loss']:.3f}"

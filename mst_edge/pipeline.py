@@ -1,0 +1,92 @@
+"""The whole line: data, distill, variants, deploy per target, report. Every stage can be resumed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from distill.training.phase import Reporter
+from mst_edge.core.files import write_json
+from mst_edge.core.provenance import provenance
+from mst_edge.recipe import Recipe
+from mst_edge.report.page import write_report
+from mst_edge.run_folder import RunFolder
+from mst_edge.stages import deploy, variants
+from mst_edge.stages.data import prepare
+from mst_edge.stages.distill import STAGE as DISTILL
+from mst_edge.stages.distill import make_lab, pick_device, run_distill
+from targets.target import get_target
+
+
+class Watcher(Reporter, Protocol):
+    """Who is told how the run goes."""
+
+    def stage(self, title: str) -> None:
+        """A stage starts."""
+
+    def step(self, text: str) -> None:
+        """A step inside a stage starts."""
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """What the command line adds to a recipe.
+
+    Attributes:
+        until: ``distill`` ends after training; empty runs everything.
+    """
+
+    data_root: Path | None = None
+    device: str = "auto"
+    until: str = ""
+
+
+def run_recipe(recipe: Recipe, run: RunFolder, options: RunOptions, watcher: Watcher) -> dict[str, Any]:
+    """Runs what is not finished yet and returns the result; writes ``result.json`` and ``report.html``."""
+    targets = [get_target(name) for name in recipe.targets]  # fail on a wrong name before training
+    watcher.stage("data")
+    data = prepare(recipe, options.data_root)
+    trained = run.stage_result(DISTILL)
+    if trained is None:
+        watcher.stage("distill")
+        lab = make_lab(recipe, data, run, pick_device(options.device), watcher)
+        trained = run_distill(recipe, data, run, lab)
+    for said in trained["diagnoses"]:
+        watcher.note(said["text"])
+    deployed = []
+    made: dict[str, Any] = {"variants": []}
+    if options.until != "distill":
+        made = run.stage_result(variants.STAGE) or _make_variants(recipe, data, run, watcher)
+        loaded = variants.load_variants(run, made)
+        for target in targets:
+            record = run.stage_result(deploy.stage_name(target.spec.name))
+            if record is None:
+                watcher.stage(f"deploy to {target.spec.name}")
+                record = deploy.run_deploy(recipe, data, run, loaded, target.spec.name, watcher.step)
+            deployed.append(record)
+    result = {
+        "name": recipe.name,
+        "recipe": recipe.to_dict(),
+        "data": data.summary(),
+        "distill": trained,
+        "variants": made["variants"],
+        "targets": deployed,
+        "gate": _overall(deployed),
+        "provenance": provenance(recipe_sha256=recipe.sha256(), data_sha256=data.dataset.fingerprint, seed=recipe.seed),
+    }
+    write_json(run.result_file, result)
+    write_report(run)
+    return result
+
+
+def _make_variants(recipe: Recipe, data: Any, run: RunFolder, watcher: Watcher) -> dict[str, Any]:
+    watcher.stage("quantize")
+    return variants.run_variants(recipe, data, run)
+
+
+def _overall(deployed: Sequence[dict[str, Any]]) -> str:
+    if not deployed:
+        return "not run"
+    return "passed" if all(record["gate"] == "passed" for record in deployed) else "failed"

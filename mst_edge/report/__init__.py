@@ -1,0 +1,1 @@
+"""Results for people: a table on the terminal and one self-contained page."""

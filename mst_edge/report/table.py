@@ -1,0 +1,98 @@
+"""The result on the terminal."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from mst_edge.run_folder import RunFolder
+
+
+def print_result(result: dict[str, Any], run: RunFolder, console: Console | None = None) -> None:
+    """Prints what was trained, what was built, what won and why, and where everything lies."""
+    console = console or Console()
+    console.print(_models(result))
+    for target in result["targets"]:
+        console.print(_builds(target))
+        _verdict(console, target)
+    for said in result["distill"]["diagnoses"]:
+        console.print(f"{said['level']}: {said['text']}", highlight=False)
+    console.print(f"report: {run.report_file}", highlight=False)
+
+
+def _models(result: dict[str, Any]) -> Table:
+    distill = result["distill"]
+    samples = result["data"]["samples"]["test"]
+    table = Table(title=f"Trained ({distill['student_epochs']} epochs per student, {samples} test samples)")
+    for column in ("model", "reads"):
+        table.add_column(column)
+    for column in ("parameters", "test accuracy", "95 % interval"):
+        table.add_column(column, justify="right")
+    for row in distill["models"]:
+        low, high = row["test_accuracy_interval"]
+        deployed = row["role"] == "student" and row["method"] == distill["method"]
+        table.add_row(
+            model_name(row, distill),
+            " + ".join(row["reads"]),
+            f"{row['parameters']:,}",
+            f"{row['test']['accuracy']:.1%}",
+            f"{low:.1%} - {high:.1%}",
+            style="bold" if deployed else None,
+        )
+    return table
+
+
+def model_name(row: dict[str, Any], distill: dict[str, Any]) -> str:
+    """What a person calls a trained model."""
+    if row["role"] == "teacher":
+        return "multimodal teacher"
+    if row["method"] == "lone":
+        return "lone student"
+    preset = f" ({distill['preset']})" if row["method"] == distill["method"] and distill["preset"] else ""
+    return f"{row['method']} student{preset}"
+
+
+def _builds(target: dict[str, Any]) -> Table:
+    table = Table(title=f"Builds for {target['target']} ({target['threads']} thread(s), batch 1)")
+    table.add_column("build")
+    for column in ("accuracy", "drop, 95 % interval", "p50 ms", "p90 ms", "p99 ms", "size MB", "peak MB"):
+        table.add_column(column, justify="right")
+    table.add_column("verdict")
+    for row in target["builds"]:
+        drop, latency = row["accuracy"]["drop"], row["measurement"]["latency"]
+        table.add_row(
+            row["id"],
+            f"{row['accuracy']['value']:.1%}",
+            f"{drop['estimate']:+.1%} ({drop['low']:+.1%}, {drop['high']:+.1%})",
+            f"{latency['p50_ms']:.3f}",
+            f"{latency['p90_ms']:.3f}",
+            f"{latency['p99_ms']:.3f}",
+            f"{row['measurement']['size_bytes'] / 1e6:.2f}",
+            f"{row['measurement']['peak_memory_mb']:.0f}",
+            short_verdict(row),
+            style="bold" if row["verdict"]["chosen"] else None,
+        )
+    return table
+
+
+def short_verdict(row: dict[str, Any]) -> str:
+    """One word or two on a build."""
+    verdict = row["verdict"]
+    if verdict["chosen"]:
+        return "chosen" if verdict["passed"] else "chosen, gate failed"
+    return "passed" if verdict["passed"] else "failed"
+
+
+def _verdict(console: Console, target: dict[str, Any]) -> None:
+    colour = "green" if target["gate"] == "passed" else "red"
+    console.print(f"gate [{colour}]{target['gate']}[/{colour}] with {target['chosen']}", highlight=False)
+    for row in target["builds"]:
+        console.print(f"  {row['id']}: {row['verdict']['reason']}", highlight=False)
+        noise = row["measurement"]["latency"]["noise"]
+        if noise:
+            console.print(f"    {noise}", highlight=False)
+    for entry in target["skipped"]:
+        console.print(f"  {entry['id']}: not built, {entry['reason']}", highlight=False)
+    console.print(f"bundle: {target['bundle']}", highlight=False)

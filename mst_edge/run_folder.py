@@ -1,0 +1,100 @@
+"""The folder of one run: what lies where, how it begins and how it is continued."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from mst_edge.core.errors import UserError
+from mst_edge.core.files import read_json, write_json, write_text
+from mst_edge.recipe import Recipe, require_same
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Paths inside one run's folder."""
+
+    path: Path
+
+    @property
+    def recipe_file(self) -> Path:
+        """The resolved recipe."""
+        return self.path / "recipe.yaml"
+
+    @property
+    def distill(self) -> Path:
+        """Student, training phases, histories."""
+        return self.path / "distill"
+
+    @property
+    def variants(self) -> Path:
+        """Exported variants and calibration samples."""
+        return self.path / "variants"
+
+    @property
+    def evaluation(self) -> Path:
+        """Raw test inputs, their targets, and the fp32 student's logits for them."""
+        return self.path / "evaluation"
+
+    @property
+    def result_file(self) -> Path:
+        """The whole result, for machines."""
+        return self.path / "result.json"
+
+    @property
+    def report_file(self) -> Path:
+        """The whole result, for people."""
+        return self.path / "report.html"
+
+    def builds(self, target: str) -> Path:
+        """Builds for one target."""
+        return self.path / "builds" / target
+
+    def bundle(self, target: str) -> Path:
+        """The bundle for one target."""
+        return self.path / "bundles" / target
+
+    def stage_result(self, stage: str) -> dict[str, Any] | None:
+        """What a finished stage recorded; None where it has not finished."""
+        file = self.path / "stages" / f"{stage}.json"
+        return read_json(file) if file.is_file() else None
+
+    def finish_stage(self, stage: str, record: dict[str, Any]) -> None:
+        """Marks a stage as finished; its files must be whole by now."""
+        write_json(self.path / "stages" / f"{stage}.json", record)
+
+    def result(self) -> dict[str, Any]:
+        """The run's result.
+
+        Raises:
+            UserError: there is none.
+        """
+        if not self.result_file.is_file():
+            raise UserError(
+                "holds no result.json",
+                where=self.path,
+                fix="give a finished run's folder, or continue it with --resume",
+            )
+        result: dict[str, Any] = read_json(self.result_file)
+        return result
+
+
+def begin(path: Path, recipe: Recipe, *, resume: bool) -> RunFolder:
+    """Opens a new run folder, or an earlier one of the same recipe with ``resume``.
+
+    Raises:
+        UserError: the folder is in use, or was begun by another recipe.
+    """
+    run = RunFolder(path)
+    if run.recipe_file.is_file():
+        if not resume:
+            raise UserError("holds a run already", where=path, fix="continue it with --resume, or use another --out")
+        require_same(recipe, yaml.safe_load(run.recipe_file.read_text(encoding="utf-8")), path)
+        return run
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise UserError("is not empty and holds no run", where=path, fix="use another --out")
+    write_text(run.recipe_file, recipe.to_yaml())
+    return run

@@ -1,0 +1,1 @@
+"""The stages of a run, one per file, in the order data, distill, variants, deploy."""

@@ -1,0 +1,127 @@
+"""From the recipe to data that is ready: dataset, split ids, front ends, and a summary for people."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from distill.datasets.builder import DATASETS, build_dataset
+from distill.datasets.files import FilesOptions, open_any
+from distill.datasets.spec import Dataset
+from distill.datasets.splits import SplitRule, split_dataset
+from distill.frontends import Frontend, frontend_options, make_frontend
+from mst_edge.core.errors import UserError, unknown_name
+from mst_edge.core.files import atomic_path
+from mst_edge.recipe import Recipe, parse_options
+from mst_edge.run_folder import RunFolder
+
+_IMBALANCE = 3.0  # ratio of the largest to the smallest class from which class weights are used
+
+
+@dataclass(frozen=True)
+class Data:
+    """A dataset with its split and front ends."""
+
+    dataset: Dataset
+    splits: dict[str, NDArray[np.int64]]
+    frontends: dict[str, Frontend]
+    frontend_options: dict[str, Any]
+
+    def imbalance(self) -> float:
+        """Largest class over smallest class, in training samples."""
+        counts = self.dataset.class_counts(self.splits["train"])
+        return float(counts.max() / counts.min())
+
+    def summary(self) -> dict[str, Any]:
+        """What the result and the report say of the data."""
+        dataset = self.dataset
+        return {
+            "name": dataset.name,
+            "fingerprint": dataset.fingerprint,
+            "licence": dataset.licence,
+            "source": dataset.source,
+            "classes": list(dataset.classes),
+            "modalities": {
+                name: {
+                    "kind": spec.kind.value,
+                    "shape": list(spec.shape),
+                    "dtype": spec.dtype,
+                    "sample_rate_hz": spec.sample_rate_hz,
+                    "features": list(self.frontends[name].feature_shape),
+                }
+                for name, spec in dataset.modalities.items()
+            },
+            "samples": {name: len(ids) for name, ids in self.splits.items()},
+            "class_counts": {name: dataset.class_counts(ids).tolist() for name, ids in self.splits.items()},
+            "imbalance": self.imbalance(),
+        }
+
+    def balances_classes(self, choice: str) -> bool:
+        """Whether the training loss weighs classes, given ``distill.class_balance``."""
+        return choice == "weights" or (choice == "auto" and self.imbalance() >= _IMBALANCE)
+
+
+def prepare(recipe: Recipe, data_root: Path | None) -> Data:
+    """Opens or builds the recipe's dataset, splits it and makes its front ends.
+
+    Raises:
+        UserError: whatever is wrong with the data or with the recipe's words about it.
+    """
+    said = recipe.dataset
+    rule = SplitRule(said.split.seed, said.split.fractions, said.split.by)
+    if said.path is not None:
+        dataset = open_any(said.path, parse_options(FilesOptions, said.options, where="dataset.options"))
+        splits = split_dataset(dataset, rule)
+    else:
+        options = parse_options(
+            DATASETS.get(said.name, where="dataset.name").Options, said.options, where="dataset.options"
+        )
+        dataset = build_dataset(said.name, options, rule, data_root)
+        # The built folder carries the split that the rule made.
+        splits = split_dataset(dataset, SplitRule(rule.seed, rule.fractions))
+    _require_modalities(recipe, dataset)
+    options_by_name = {
+        name: parse_options(frontend_options(spec.kind), recipe.modalities.get(name, {}), where=f"modalities.{name}")
+        for name, spec in dataset.modalities.items()
+    }
+    frontends = {name: make_frontend(spec, options_by_name[name]) for name, spec in dataset.modalities.items()}
+    return Data(dataset, splits, frontends, options_by_name)
+
+
+def _require_modalities(recipe: Recipe, dataset: Dataset) -> None:
+    known = dataset.modalities
+    if recipe.student.modality not in known:
+        raise unknown_name("modality", recipe.student.modality, known, where="student.modality")
+    for name in recipe.modalities:
+        if name not in known:
+            raise unknown_name("modality", name, known, where="modalities")
+    others = [name for name in known if name != recipe.student.modality]
+    for name in recipe.teachers.cross_modal:
+        if name not in others:
+            raise unknown_name("modality of a cross-modal teacher", name, others, where="teachers.cross_modal")
+    alone = {"lone"} >= {recipe.distill.method, *recipe.distill.compare}
+    if len(known) < 2 and not alone:
+        raise UserError(
+            f"the dataset has one modality ({next(iter(known))}): there is nothing to distil across",
+            where="dataset",
+            fix="add a second modality, or set distill.method to lone and distill.compare to []",
+        )
+
+
+def save_evaluation(run: RunFolder, data: Data, modality: str) -> None:
+    """Keeps the raw test inputs (as the exported graph takes them) and targets for every build to see."""
+    ids = data.splits["test"]
+    spec = data.dataset.modalities[modality]
+    dtype = np.dtype(np.uint8 if spec.dtype == "uint8" else np.float32)
+    with atomic_path(run.evaluation) as temporary:
+        temporary.mkdir()
+        shape = (len(ids), *spec.shape)
+        out = np.lib.format.open_memmap(temporary / "inputs.npy", mode="w+", dtype=dtype, shape=shape)
+        for start in range(0, len(ids), 256):
+            out[start : start + 256] = data.dataset.read(modality, ids[start : start + 256])
+        out.flush()
+        np.save(temporary / "target.npy", data.dataset.target[ids], allow_pickle=False)

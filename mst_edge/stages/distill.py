@@ -1,0 +1,204 @@
+"""From data to the student: the recipe's method, and the methods that it is compared with, in one run."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from distill.lab import MULTIMODAL, Epochs, Lab, OptimizerChoice
+from distill.methods.base import METHODS
+from distill.networks.registry import Model, NetworkChoice
+from distill.student import Student, StudentSpec, save_student
+from distill.tasks import balanced_class_weights, make_task
+from distill.training.features import FeatureStore
+from distill.training.phase import Reporter, Session
+from mst_edge.core.errors import UserError
+from mst_edge.core.files import atomic_path, write_json
+from mst_edge.core.stats import paired_difference, proportion_interval
+from mst_edge.recipe import NetworkSection, Recipe, parse_options
+from mst_edge.run_folder import RunFolder
+from mst_edge.stages.data import Data
+
+STAGE = "distill"
+LOGITS = "student_logits.npy"
+
+
+def pick_device(name: str) -> torch.device:
+    """``auto`` is CUDA where it works, else the CPU.
+
+    Raises:
+        UserError: CUDA was asked for and is not there.
+    """
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UserError(
+            "CUDA is not available here", where="--device", fix="use --device cpu, or install a CUDA build of torch"
+        )
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(name)
+
+
+def make_lab(recipe: Recipe, data: Data, run: RunFolder, device: torch.device, reporter: Reporter) -> Lab:
+    """Everything that methods need, as the recipe says."""
+    said = recipe.distill
+    weights = None
+    if data.balances_classes(said.class_balance):
+        counts = data.dataset.class_counts(data.splits["train"])
+        weights = balanced_class_weights(torch.from_numpy(counts))
+    student = recipe.student.modality
+    teachers = {MULTIMODAL: (tuple(data.dataset.modalities), _choice(recipe.teachers.multimodal))}
+    for name in data.dataset.modalities:
+        if name != student:
+            teachers[name] = ((name,), _choice(recipe.teachers.cross_modal.get(name, NetworkSection())))
+    return Lab(
+        store=FeatureStore(data.dataset, data.splits, data.frontends),
+        task=make_task(data.dataset.task, len(data.dataset.classes), weights),
+        session=Session(run.distill, device, recipe.seed, said.batch_size, said.precision == "bf16", reporter),
+        student_modality=student,
+        student=_choice(recipe.student),
+        teachers=teachers,
+        optimizer=OptimizerChoice(**said.optimizer.model_dump()),
+        epochs=Epochs(**said.epochs.model_dump()),
+    )
+
+
+def method_options(name: str, preset: str, said: dict[str, Any]) -> Any:
+    """A method's options: its preset, overridden by what the recipe says.
+
+    Raises:
+        UserError: unknown method, preset or option.
+    """
+    cls = METHODS.get(name, where="distill.method")
+    presets = getattr(cls, "presets", {})
+    if preset and preset not in presets:
+        known = ", ".join(presets) or "none"
+        raise UserError(f"{name} has no preset {preset!r}", where="distill.preset", fix=f"presets: {known}")
+    return parse_options(cls.Options, {**presets.get(preset, {}), **said}, where="distill.options")
+
+
+def run_distill(recipe: Recipe, data: Data, run: RunFolder, lab: Lab) -> dict[str, Any]:
+    """Trains everything that is not trained yet; writes the student and the stage's record."""
+    methods = list(dict.fromkeys([*recipe.distill.compare, recipe.distill.method]))
+    models: list[dict[str, Any]] = []
+    logits: dict[str, Tensor] = {}
+    insights: dict[str, Any] = {}
+    chosen: Model | None = None
+    if any(name != "lone" for name in methods):
+        teacher = lab.trained_teacher(MULTIMODAL)
+        logits["teacher"] = lab.logits(teacher, "test")
+        models.append(_row(lab, "lone", "teacher", teacher, logits["teacher"]))
+    for name in methods:
+        mine = name == recipe.distill.method
+        options = method_options(name, recipe.distill.preset if mine else "", recipe.distill.options if mine else {})
+        method = METHODS.get(name)(lab, options)
+        student = method.train()
+        logits[name] = lab.logits(student, "test")
+        models.append(_row(lab, name, "student", student, logits[name]))
+        if method.insights:
+            insights[name] = method.insights
+        if mine:
+            chosen = student
+    assert chosen is not None
+    record = {
+        "method": recipe.distill.method,
+        "preset": recipe.distill.preset,
+        "device": str(lab.session.device),
+        "precision": recipe.distill.precision,
+        "student_epochs": lab.epochs.student,
+        "class_weights": None if lab.task.class_weights is None else lab.task.class_weights.tolist(),
+        "models": models,
+        "insights": insights,
+        "diagnoses": diagnose(lab, recipe.distill.method, logits),
+    }
+    _save(recipe, data, run, lab, chosen, record)
+    run.finish_stage(STAGE, record)
+    return record
+
+
+def _save(recipe: Recipe, data: Data, run: RunFolder, lab: Lab, model: Model, record: dict[str, Any]) -> None:
+    modality = recipe.student.modality
+    spec = StudentSpec(
+        modality=data.dataset.modalities[modality],
+        frontend=data.frontend_options[modality],
+        network=NetworkChoice(model.network, dict(recipe.student.options)),
+        classes=data.dataset.classes,
+        facts={"method": record["method"], "preset": record["preset"], "seed": recipe.seed},
+    )
+    student = Student(spec)
+    student.frontend.load_state_dict(data.frontends[modality].state_dict())
+    student.network.load_state_dict(model.module.to("cpu").state_dict())
+    save_student(run.distill, student.eval())
+    write_json(run.distill / "histories.json", lab.histories)
+
+
+def _row(lab: Lab, method: str, role: str, model: Model, logits: Tensor) -> dict[str, Any]:
+    target = lab.store.target("test")
+    right = int((logits.argmax(dim=1) == target).sum())
+    interval = proportion_interval(right, len(target))
+    return {
+        "method": method,
+        "role": role,
+        "reads": list(model.reads),
+        "parameters": model.parameters,
+        "val": lab.task.metrics(lab.logits(model, "val"), lab.store.target("val")),
+        "test": lab.task.metrics(logits, target),
+        "test_accuracy_interval": [interval.low, interval.high],
+    }
+
+
+def diagnose(lab: Lab, method: str, logits: dict[str, Tensor]) -> list[dict[str, str]]:
+    """What the user should hear about teachers and student, with the reason and what to try."""
+    said: list[dict[str, str]] = []
+    target = lab.store.target("test").numpy()
+    right = {name: z.argmax(dim=1).numpy() == target for name, z in logits.items()}
+    if "teacher" in right and "lone" in right:
+        gain = -paired_difference(right["lone"], right["teacher"]).estimate
+        if gain <= 0:
+            text = (
+                f"the multimodal teacher is no better than the lone student ({gain:+.1%} accuracy): it has nothing "
+                "to teach. Train it longer, give it a wider network, or check that the modalities are paired"
+            )
+            said.append({"level": "warning", "text": text})
+    if "teacher" in right:
+        text = _saturation(lab)
+        if text:
+            said.append({"level": "note", "text": text})
+    if "lone" in right and method != "lone":
+        drop = paired_difference(right["lone"], right[method])
+        low, high = -drop.high, -drop.low
+        verdict = "better than" if low > 0 else "worse than" if high < 0 else "not clearly different from"
+        text = (
+            f"the {method} student is {verdict} the lone student on the test split: "
+            f"{-drop.estimate:+.1%} accuracy, 95 % interval {low:+.1%} to {high:+.1%}"
+        )
+        said.append({"level": "note" if drop.estimate < 0 else "warning", "text": text})
+    return said
+
+
+def _saturation(lab: Lab) -> str:
+    """Compares the teacher's confidence on training and on validation samples."""
+    teacher = lab.trained_teacher(MULTIMODAL)
+    seen, unseen = (
+        torch.softmax(lab.logits(teacher, split), dim=1).gather(1, lab.store.target(split)[:, None]).mean().item()
+        for split in ("train", "val")
+    )
+    if seen - unseen < 0.2:
+        return ""
+    return (
+        f"the multimodal teacher gives the right class {seen:.0%} probability on training samples and {unseen:.0%} "
+        "on validation samples: it has memorised its training set, so its soft labels there say little more than "
+        "the labels do"
+    )
+
+
+def save_reference(run: RunFolder, logits: np.ndarray[Any, Any]) -> None:
+    """Keeps the fp32 torch student's logits on the test split."""
+    with atomic_path(run.evaluation / LOGITS) as temporary, temporary.open("wb") as file:
+        np.save(file, logits, allow_pickle=False)
+
+
+def _choice(section: NetworkSection) -> NetworkChoice:
+    return NetworkChoice(section.network, section.options)

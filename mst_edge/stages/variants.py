@@ -1,0 +1,57 @@
+"""From the student to variants: fp32 ONNX, and every scheme that the recipe asks for."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from distill.student import load_student, student_logits
+from mst_edge.recipe import Recipe
+from mst_edge.run_folder import RunFolder
+from mst_edge.stages.data import Data, save_evaluation
+from mst_edge.stages.distill import save_reference
+from quantize import calibration
+from quantize.export import export_student
+from quantize.int8_static import Int8Options, quantize_int8
+from quantize.variant import Variant, load_variant
+
+STAGE = "variants"
+
+
+def run_variants(recipe: Recipe, data: Data, run: RunFolder) -> dict[str, Any]:
+    """Exports and quantizes; keeps test inputs and the fp32 student's answers beside."""
+    student = load_student(run.distill)
+    save_evaluation(run, data, recipe.student.modality)
+    inputs = torch.from_numpy(np.load(run.evaluation / "inputs.npy", allow_pickle=False))
+    save_reference(run, student_logits(student, inputs).numpy())
+    made = [export_student(student, run.variants / "fp32")]
+    chosen = recipe.quantize.calibration
+    ids = calibration.choose(data.dataset, data.splits["train"], chosen.samples, recipe.seed)
+    samples_file = run.variants / calibration.CALIBRATION
+    calibration.save(samples_file, data.dataset, recipe.student.modality, ids)
+    for scheme in recipe.quantize.schemes:
+        assert scheme == "int8-static"
+        samples = calibration.load(samples_file)
+        made.append(quantize_int8(made[0], samples, run.variants / "int8", Int8Options(chosen.calibrator)))
+    record = {"variants": [_row(variant) for variant in made], "calibration_samples": len(ids)}
+    run.finish_stage(STAGE, record)
+    return record
+
+
+def load_variants(run: RunFolder, record: dict[str, Any]) -> list[Variant]:
+    """The variants that the stage made."""
+    return [load_variant(run.variants / row["name"]) for row in record["variants"]]
+
+
+def _row(variant: Variant) -> dict[str, Any]:
+    return {
+        "name": variant.name,
+        "scheme": variant.scheme,
+        "backend": variant.backend,
+        "opset": variant.opset,
+        "size_bytes": variant.model.stat().st_size,
+        "float_nodes": len(variant.float_nodes),
+        "facts": variant.facts,
+    }

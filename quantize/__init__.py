@@ -1,0 +1,1 @@
+"""Export, calibration and post-training quantization: from a student to variants."""

@@ -1,0 +1,96 @@
+"""The student as an ONNX file that takes what a device records, batch size free."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import onnx
+import torch
+
+from distill.student import Student
+from mst_edge.core.files import atomic_path
+from quantize.variant import MODEL, InputSpec, Variant
+
+# The lowest opset that torch's exporter honours for every operator used here; TensorRT 8.6 reads it.
+OPSET = 18
+OUTPUT = "logits"
+_SCOPES = "pkg.torch.onnx.name_scopes"
+
+
+def export_student(student: Student, folder: Path) -> Variant:
+    """Writes the fp32 variant of ``student`` to ``folder``."""
+    modality = student.spec.modality
+    dtype = "uint8" if modality.dtype == "uint8" else "float32"
+    spec = InputSpec(modality.name, modality.kind.value, modality.shape, dtype, modality.sample_rate_hz)
+    # Two samples: torch.export takes a batch of one for a constant.
+    example = torch.zeros(2, *modality.shape, dtype=getattr(torch, dtype))
+    with _quiet():
+        program = torch.onnx.export(
+            student.eval(),
+            (example,),
+            dynamo=True,
+            opset_version=OPSET,
+            input_names=[spec.name],
+            output_names=[OUTPUT],
+            dynamic_shapes={"raw": {0: torch.export.Dim("batch", min=1, max=1 << 16)}},
+            verbose=False,
+        )
+    assert program is not None
+    model = program.model_proto
+    float_nodes = tuple(front_end_nodes(model))
+    _strip(model)
+    onnx.checker.check_model(model, full_check=True)
+    with atomic_path(folder) as temporary:
+        temporary.mkdir()
+        onnx.save(model, temporary / MODEL)
+    variant = Variant("fp32", "fp32", "torch", folder, spec, student.spec.classes, OPSET, float_nodes)
+    variant.save()
+    return variant
+
+
+def front_end_nodes(model: onnx.ModelProto) -> Iterator[str]:
+    """Names of the nodes that make up the front end: its own, and everything that they read from."""
+    producers = {output: node for node in model.graph.node for output in node.output}
+    waiting = [node for node in model.graph.node if "'frontend'" in _scope(node)]
+    seen: set[str] = set()
+    while waiting:
+        node = waiting.pop()
+        if node.name not in seen:
+            seen.add(node.name)
+            waiting += [producers[name] for name in node.input if name in producers]
+    return (node.name for node in model.graph.node if node.name in seen)
+
+
+def _scope(node: onnx.NodeProto) -> str:
+    return next((entry.value for entry in node.metadata_props if entry.key == _SCOPES), "")
+
+
+def _strip(model: onnx.ModelProto) -> None:
+    """Removes what the exporter notes about this machine's source files, and shapes it left stale."""
+    del model.metadata_props[:]
+    del model.graph.metadata_props[:]
+    del model.graph.value_info[:]
+    for node in model.graph.node:
+        del node.metadata_props[:]
+        node.doc_string = ""
+    for value in (*model.graph.input, *model.graph.output, *model.graph.initializer):
+        del value.metadata_props[:]
+        value.doc_string = ""
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Silences the exporter's warnings about its own internals."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)

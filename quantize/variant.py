@@ -1,0 +1,87 @@
+"""A variant: one precision scheme of the exported student, as an ONNX file with a sidecar. Value types only."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mst_edge.core.errors import UserError
+from mst_edge.core.files import read_json, sha256_file, write_json
+
+MODEL, SIDECAR = "model.onnx", "variant.json"
+
+
+@dataclass(frozen=True)
+class InputSpec:
+    """The graph's one input, as a device delivers it; ``shape`` without the batch axis."""
+
+    name: str
+    kind: str
+    shape: tuple[int, ...]
+    dtype: str
+    sample_rate_hz: int | None = None
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One precision scheme of one student.
+
+    Attributes:
+        name: folder name, unique in a run.
+        scheme: ``fp32`` or ``int8-static``.
+        backend: the library that made it.
+        folder: holds ``model.onnx`` and ``variant.json``.
+        float_nodes: names of the nodes that stay in float32 (the front end).
+        facts: how it was made (options, calibration).
+    """
+
+    name: str
+    scheme: str
+    backend: str
+    folder: Path
+    input: InputSpec
+    classes: tuple[str, ...]
+    opset: int
+    float_nodes: tuple[str, ...] = ()
+    facts: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def model(self) -> Path:
+        """The ONNX file."""
+        return self.folder / MODEL
+
+    @property
+    def is_float(self) -> bool:
+        """Whether no weight or activation is an integer."""
+        return not self.scheme.startswith("int")
+
+    def save(self) -> None:
+        """Writes the sidecar beside the model."""
+        record = asdict(self)
+        del record["folder"]
+        write_json(self.folder / SIDECAR, {**record, "model_sha256": sha256_file(self.model)})
+
+
+def load_variant(folder: Path) -> Variant:
+    """Reads a variant back.
+
+    Raises:
+        UserError: a file is missing, or the model is not the one described.
+    """
+    sidecar = folder / SIDECAR
+    if not sidecar.is_file() or not (folder / MODEL).is_file():
+        raise UserError(f"needs {MODEL} and {SIDECAR}", where=folder)
+    record = read_json(sidecar)
+    if sha256_file(folder / MODEL) != record.pop("model_sha256"):
+        raise UserError(f"the model differs from the one that {SIDECAR} describes", where=folder / MODEL)
+    said = record.pop("input")
+    return Variant(
+        **{
+            **record,
+            "folder": folder,
+            "input": InputSpec(**{**said, "shape": tuple(said["shape"])}),
+            "classes": tuple(record["classes"]),
+            "float_nodes": tuple(record["float_nodes"]),
+        }
+    )

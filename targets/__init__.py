@@ -1,0 +1,1 @@
+"""Hardware targets and their runtimes: probe, build, run, measure, gate, pack."""

@@ -1,0 +1,226 @@
+"""The gate: goals against measurements, a verdict per build with its reasons, and the build that wins."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mst_edge.core.stats import Interval, paired_difference
+from targets.measure import Measurement
+from targets.spec import Build
+
+
+@dataclass(frozen=True)
+class AccuracyGoal:
+    """Limits on accuracy; ``None`` is no limit. Drops are relative to the fp32 student on the same samples.
+
+    Attributes:
+        confident: the bound of the 95 % interval must hold the limit, not only the point estimate.
+    """
+
+    min: float | None = None
+    max_relative_drop_percent: float | None = None
+    max_drop_points: float | None = None
+    confident: bool = False
+
+
+@dataclass(frozen=True)
+class LatencyGoal:
+    """Upper limits in ms; ``None`` is no limit."""
+
+    p50_ms: float | None = None
+    p90_ms: float | None = None
+    p99_ms: float | None = None
+
+
+@dataclass(frozen=True)
+class Goals:
+    """What a build must reach.
+
+    Attributes:
+        max_size_mb, max_memory_mb: of the model files, and of the process at its peak.
+        min_int8_speedup: an integer build must be this much faster at p90 than the best float build.
+    """
+
+    accuracy: AccuracyGoal = field(default_factory=AccuracyGoal)
+    latency: LatencyGoal = field(default_factory=LatencyGoal)
+    max_size_mb: float | None = None
+    max_memory_mb: float | None = None
+    min_int8_speedup: float = 1.1
+
+
+@dataclass(frozen=True)
+class Check:
+    """One goal against one value. ``passed`` decides; ``text`` is what a person reads."""
+
+    goal: str
+    passed: bool
+    text: str
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """Accuracy of a build on the whole test split, on its runtime.
+
+    Attributes:
+        drop: how much accuracy was lost against the fp32 student, with its 95 % interval, in [-1, 1].
+        relative_drop: the same as a share of the fp32 student's accuracy.
+        agreement: share of samples on which build and fp32 student say the same.
+    """
+
+    value: float
+    drop: Interval
+    relative_drop: Interval
+    agreement: float
+    samples: int
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A build with everything that the gate looks at.
+
+    Attributes:
+        parity: largest difference of logits from the torch student on real samples.
+        parity_limit: largest one allowed for the build's precision.
+    """
+
+    build: Build
+    measurement: Measurement
+    accuracy: Accuracy
+    parity: float
+    parity_limit: float
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the gate says of one build."""
+
+    build_id: str
+    passed: bool
+    chosen: bool
+    checks: tuple[Check, ...]
+    reason: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON form."""
+        return asdict(self)
+
+
+def compare_accuracy(
+    logits: NDArray[np.floating[Any]], reference: NDArray[np.floating[Any]], target: NDArray[np.int64]
+) -> Accuracy:
+    """Accuracy of ``logits`` against that of ``reference`` on the same samples, all ``(samples, ...)``."""
+    ours, theirs = logits.argmax(axis=1), reference.argmax(axis=1)
+    right, right_before = ours == target, theirs == target
+    drop = paired_difference(right_before, right)
+    before = max(float(right_before.mean()), 1e-9)
+    return Accuracy(
+        value=float(right.mean()),
+        drop=drop,
+        relative_drop=drop.scaled(1 / before),
+        agreement=float((ours == theirs).mean()),
+        samples=len(target),
+    )
+
+
+def judge(candidates: Sequence[Candidate], goals: Goals) -> list[Verdict]:
+    """One verdict per candidate, in their order; at most one is ``chosen``.
+
+    The fastest build at p90 that satisfies every goal wins; an integer build only if it is enough faster
+    than the fastest float build that satisfies them. If no build does, the one that misses the fewest
+    goals is chosen (the more accurate, then the faster, of equals) with ``passed`` false, so that there
+    is always something to look at.
+    """
+    checks = {c.build.id: tuple(_checks(c, goals)) for c in candidates}
+    passing = [c for c in candidates if all(check.passed for check in checks[c.build.id])]
+    best_float = _fastest([c for c in passing if c.build.is_float])
+    too_slow = {
+        c.build.id: note
+        for c in passing
+        if best_float is not None and (note := _too_little_gain(c, best_float, goals.min_int8_speedup))
+    }
+    winner = _fastest([c for c in passing if c.build.id not in too_slow])
+    if winner is None and candidates:
+        winner = min(candidates, key=lambda c: _badness(c, checks[c.build.id]))
+    verdicts = []
+    for c in candidates:
+        failed = [check for check in checks[c.build.id] if not check.passed]
+        if failed:
+            reason = "; ".join(f"{check.goal}: {check.text}" for check in failed)
+        elif c is winner:
+            reason = "the fastest build that satisfies every goal"
+        else:
+            reason = too_slow.get(c.build.id) or f"satisfies every goal, {_times_slower(c, winner)}"
+        verdicts.append(Verdict(c.build.id, not failed, c is winner, checks[c.build.id], reason))
+    return verdicts
+
+
+def _fastest(candidates: Sequence[Candidate]) -> Candidate | None:
+    return min(candidates, key=lambda c: c.measurement.latency.p90_ms, default=None)
+
+
+def _badness(candidate: Candidate, checks: Sequence[Check]) -> tuple[float, ...]:
+    missed = sum(not check.passed for check in checks)
+    return (missed, -candidate.accuracy.value, candidate.measurement.latency.p90_ms)
+
+
+def _too_little_gain(candidate: Candidate, best_float: Candidate, wanted: float) -> str:
+    """Why an integer build is not worth its risk; empty for a float build or one that is fast enough."""
+    speedup = best_float.measurement.latency.p90_ms / candidate.measurement.latency.p90_ms
+    if candidate.build.is_float or speedup >= wanted:
+        return ""
+    return f"only {speedup:.2f} x the speed of {best_float.build.id} at p90, {wanted:g} x asked of an int8 build"
+
+
+def _times_slower(candidate: Candidate, winner: Candidate | None) -> str:
+    if winner is None:
+        return ""
+    ratio = candidate.measurement.latency.p90_ms / winner.measurement.latency.p90_ms
+    return f"{ratio:.2f} x the p90 of {winner.build.id}"
+
+
+def _checks(candidate: Candidate, goals: Goals) -> list[Check]:
+    latency, size_mb = candidate.measurement.latency, candidate.measurement.size_bytes / 1e6
+    checks = [_parity_check(candidate), *_accuracy_checks(candidate, goals.accuracy)]
+    limits: Mapping[str, tuple[float, float | None, str]] = {
+        "latency.p50_ms": (latency.p50_ms, goals.latency.p50_ms, "ms"),
+        "latency.p90_ms": (latency.p90_ms, goals.latency.p90_ms, "ms"),
+        "latency.p99_ms": (latency.p99_ms, goals.latency.p99_ms, "ms"),
+        "max_size_mb": (size_mb, goals.max_size_mb, "MB"),
+        "max_memory_mb": (candidate.measurement.peak_memory_mb, goals.max_memory_mb, "MB"),
+    }
+    for name, (value, limit, unit) in limits.items():
+        if limit is not None:
+            checks.append(Check(name, value <= limit, f"{value:.3g} {unit}, at most {limit:g} {unit}"))
+    return checks
+
+
+def _parity_check(candidate: Candidate) -> Check:
+    return Check(
+        "parity",
+        candidate.parity <= candidate.parity_limit,
+        f"logits differ by at most {candidate.parity:.2g} from torch, {candidate.parity_limit:.2g} allowed",
+    )
+
+
+def _accuracy_checks(candidate: Candidate, goal: AccuracyGoal) -> list[Check]:
+    accuracy, checks = candidate.accuracy, []
+    sure = " (bound of the 95 % interval)" if goal.confident else ""
+    if goal.min is not None:
+        checks.append(
+            Check("accuracy.min", accuracy.value >= goal.min, f"accuracy {accuracy.value:.2%}, at least {goal.min:.2%}")
+        )
+    if goal.max_relative_drop_percent is not None:
+        drop = 100 * (accuracy.relative_drop.high if goal.confident else accuracy.relative_drop.estimate)
+        limit = goal.max_relative_drop_percent
+        text = f"relative drop {drop:.2f} %{sure}, at most {limit:g} %"
+        checks.append(Check("accuracy.max_relative_drop_percent", drop <= limit, text))
+    if goal.max_drop_points is not None:
+        drop = 100 * (accuracy.drop.high if goal.confident else accuracy.drop.estimate)
+        text = f"drop {drop:.2f} points{sure}, at most {goal.max_drop_points:g}"
+        checks.append(Check("accuracy.max_drop_points", drop <= goal.max_drop_points, text))
+    return checks

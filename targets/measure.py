@@ -1,0 +1,213 @@
+"""Latency, memory and predictions of builds, each in its own process, all of them interleaved."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mst_edge.core.stats import percentiles
+from targets.spec import Build
+
+_ROUNDS = 10
+# Above these the machine is too busy for small differences to mean anything.
+_NOISY_TAIL, _NOISY_ROUNDS = 1.5, 0.15
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How long to measure.
+
+    Attributes:
+        min_runs, min_seconds: both must be reached for every build.
+        max_seconds: stops a slow build.
+    """
+
+    name: str = "quick"
+    min_runs: int = 100
+    min_seconds: float = 3.0
+    max_seconds: float = 60.0
+
+
+QUICK = Protocol()
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Latency of one inference in ms: batch 1, host arrays in and out, preprocessing inside the graph."""
+
+    p50_ms: float
+    p90_ms: float
+    p99_ms: float
+    mean_ms: float
+    runs: int
+    warmup_runs: int
+    threads: int
+    protocol: str
+    noise: str = ""
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What was measured of one build, in its own process."""
+
+    latency: Latency
+    load_ms: float
+    first_inference_ms: float
+    model_memory_mb: float
+    peak_memory_mb: float
+    size_bytes: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON form."""
+        return asdict(self)
+
+
+class Worker:
+    """A process that has loaded one build. Use it as a context manager."""
+
+    def __init__(self, build: Build, samples: Path) -> None:
+        self.build = build
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115 (closed in __exit__)
+        command = [sys.executable, "-m", "targets.worker", str(build.folder), str(samples)]
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors, text=True
+        )
+        self.facts: dict[str, Any] = {}
+
+    def __enter__(self) -> Worker:
+        self.facts = self._read()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        assert self._process.stdin
+        assert self._process.stdout
+        self._process.stdin.close()
+        try:
+            self._process.wait(timeout=30)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._process.stdout.close()
+        self._errors.close()
+
+    def ask(self, **request: Any) -> dict[str, Any]:
+        """Sends one request and returns its answer.
+
+        Raises:
+            RuntimeError: the process failed or died; carries what it printed.
+        """
+        assert self._process.stdin
+        self._process.stdin.write(json.dumps(request) + "\n")
+        self._process.stdin.flush()
+        return self._read()
+
+    def _read(self) -> dict[str, Any]:
+        assert self._process.stdout
+        line = self._process.stdout.readline()
+        answer: dict[str, Any] = json.loads(line) if line else {"error": self._last_words()}
+        if "error" in answer:
+            raise RuntimeError(f"the process of build {self.build.id} failed: {answer['error']}")
+        return answer
+
+    def _last_words(self) -> str:
+        code = self._process.wait()
+        self._errors.seek(0)
+        return f"exit code {code}\n{self._errors.read().decode(errors='replace')[-4000:]}"
+
+
+def measure(
+    builds: Sequence[Build],
+    samples: Path,
+    protocol: Protocol = QUICK,
+    progress: Callable[[str], None] = lambda _: None,
+) -> dict[str, tuple[Measurement, NDArray[np.float32]]]:
+    """Measures builds side by side: rounds alternate between them, so that drift hits all alike.
+
+    Args:
+        samples: ``.npy`` file of ``(samples, *input)`` real inputs; all are predicted, some are timed.
+
+    Returns:
+        Build id to its measurement and its ``(samples, outputs)`` logits at batch 1.
+    """
+    with ExitStack() as stack:
+        scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="mst-edge-")))
+        workers = [stack.enter_context(Worker(build, samples)) for build in builds]
+        logits = {}
+        for worker in workers:
+            progress(f"accuracy of {worker.build.id}")
+            worker.ask(do="predict", out=str(scratch / "logits.npy"))
+            logits[worker.build.id] = np.load(scratch / "logits.npy", allow_pickle=False)
+        timings = _interleave(workers, protocol, progress)
+        return {
+            worker.build.id: (_measurement(worker, timings[worker.build.id], protocol), logits[worker.build.id])
+            for worker in workers
+        }
+
+
+@dataclass
+class _Timing:
+    warmup_runs: int
+    rounds: list[list[float]]
+    peak_memory_mb: float = 0.0
+
+
+def _interleave(workers: list[Worker], protocol: Protocol, progress: Callable[[str], None]) -> dict[str, _Timing]:
+    timings = {worker.build.id: _Timing(worker.ask(do="warm_up")["runs"], []) for worker in workers}
+    runs = {worker.build.id: _runs_per_round(worker, protocol) for worker in workers}
+    for number in range(_ROUNDS):
+        progress(f"latency, round {number + 1} of {_ROUNDS}")
+        for worker in workers:
+            timing = timings[worker.build.id]
+            # The first runs after the others had the cores are not counted.
+            worker.ask(do="time", runs=3)
+            answer = worker.ask(do="time", runs=runs[worker.build.id])
+            timing.rounds.append(answer["latencies_ms"])
+            timing.peak_memory_mb = answer["peak_memory_mb"]
+    return timings
+
+
+def _runs_per_round(worker: Worker, protocol: Protocol) -> int:
+    typical_s = max(1e-6, float(np.median(worker.ask(do="time", runs=5)["latencies_ms"])) / 1000)
+    wanted = max(protocol.min_runs, protocol.min_seconds / typical_s)
+    return max(1, int(np.ceil(min(wanted, max(protocol.min_runs, protocol.max_seconds / typical_s)) / _ROUNDS)))
+
+
+def _measurement(worker: Worker, timing: _Timing, protocol: Protocol) -> Measurement:
+    latencies = [value for round_ in timing.rounds for value in round_]
+    p50, p90, p99 = percentiles(latencies, (50, 90, 99))
+    return Measurement(
+        latency=Latency(
+            p50_ms=p50,
+            p90_ms=p90,
+            p99_ms=p99,
+            mean_ms=float(np.mean(latencies)),
+            runs=len(latencies),
+            warmup_runs=timing.warmup_runs,
+            threads=int(worker.build.options.get("threads", 1)),
+            protocol=protocol.name,
+            noise=_noise(timing.rounds, p50, p90),
+        ),
+        load_ms=worker.facts["load_ms"],
+        first_inference_ms=worker.facts["first_inference_ms"],
+        model_memory_mb=worker.facts["model_memory_mb"],
+        peak_memory_mb=timing.peak_memory_mb,
+        size_bytes=worker.build.size_bytes,
+    )
+
+
+def _noise(rounds: list[list[float]], p50: float, p90: float) -> str:
+    medians = [float(np.median(round_)) for round_ in rounds]
+    spread = (max(medians) - min(medians)) / p50
+    if p90 > _NOISY_TAIL * p50 or spread > _NOISY_ROUNDS:
+        return f"noisy: p90 is {p90 / p50:.2f} x p50, medians of rounds differ by {spread:.0%}"
+    return ""

@@ -1,0 +1,135 @@
+"""Packs the chosen build, a second choice per other runtime, and what runs them, into a bundle."""
+
+from __future__ import annotations
+
+import shutil
+import zipfile
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from apps.runtime.manifest import FORMAT, MANIFEST, VERSION
+from mst_edge.core.files import atomic_path, sha256_file, write_json, write_text
+from quantize.variant import InputSpec
+from targets.spec import Build
+
+_RUN = '''\
+"""Labels for files, with the model in this bundle: python run.py FILE..."""
+
+import sys
+from pathlib import Path
+
+from runtime.main import main
+
+sys.exit(main(Path(__file__).resolve().parent))
+'''
+_EPOCH = (1980, 1, 1, 0, 0, 0)  # zip's first date: equal content gives equal archives
+
+
+@dataclass(frozen=True)
+class PackedBuild:
+    """A build to pack.
+
+    Attributes:
+        reference_outputs: ``(samples, outputs)`` logits that it gave for the reference inputs.
+        tolerance: largest difference from them that another device may show.
+        expected: accuracy, latency and memory as measured here.
+    """
+
+    build: Build
+    reference_outputs: NDArray[np.float32]
+    tolerance: float
+    expected: Mapping[str, Any]
+
+
+def pack(
+    folder: Path,
+    *,
+    name: str,
+    target: str,
+    task: str,
+    labels: Sequence[str],
+    input_spec: InputSpec,
+    reference_inputs: NDArray[Any],
+    builds: Sequence[PackedBuild],
+    gate: Mapping[str, Any],
+    provenance: Mapping[str, Any],
+    licence: str,
+    readme: str,
+) -> Path:
+    """Writes the bundle ``folder`` and ``folder.zip``; the first of ``builds`` is the chosen one.
+
+    Returns:
+        The zip's path.
+    """
+    with atomic_path(folder) as temporary:
+        temporary.mkdir()
+        _copy_runtime(temporary / "runtime")
+        write_text(temporary / "run.py", _RUN)
+        write_text(temporary / "README.md", readme)
+        (temporary / "reference").mkdir()
+        np.save(temporary / "reference" / "inputs.npy", reference_inputs, allow_pickle=False)
+        entries = [_copy_build(temporary, packed) for packed in builds]
+        files = sorted(path for path in temporary.rglob("*") if path.is_file())
+        manifest = {
+            "format": FORMAT,
+            "version": VERSION,
+            "name": name,
+            "target": target,
+            "task": task,
+            "labels": list(labels),
+            "input": asdict(input_spec),
+            "reference_inputs": "reference/inputs.npy",
+            "builds": entries,
+            "gate": dict(gate),
+            "licence": licence,
+            "provenance": dict(provenance),
+            "files": {path.relative_to(temporary).as_posix(): sha256_file(path) for path in files},
+        }
+        write_json(temporary / MANIFEST, manifest)
+    archive = folder.with_name(folder.name + ".zip")
+    _zip(folder, archive)
+    return archive
+
+
+def _copy_build(root: Path, packed: PackedBuild) -> dict[str, Any]:
+    build = packed.build
+    place = root / "models" / build.id
+    place.mkdir(parents=True)
+    for file in build.model_files():
+        shutil.copyfile(file, place / file.name)
+    outputs = f"reference/{build.id}.npy"
+    np.save(root / outputs, packed.reference_outputs, allow_pickle=False)
+    return {
+        "id": build.id,
+        "runtime": build.runtime,
+        "precision": build.precision,
+        "model": f"models/{build.id}/{build.model}",
+        "options": dict(build.options),
+        "reference_outputs": outputs,
+        "tolerance": packed.tolerance,
+        "expected": dict(packed.expected),
+    }
+
+
+def _copy_runtime(place: Path) -> None:
+    """The bundle's own copy of ``apps.runtime``: the device needs nothing of mst-edge."""
+    place.mkdir()
+    for entry in resources.files("apps.runtime").iterdir():
+        if entry.name.endswith(".py"):
+            (place / entry.name).write_bytes(entry.read_bytes())
+
+
+def _zip(folder: Path, archive: Path) -> None:
+    with atomic_path(archive) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as out:
+        for path in sorted(folder.rglob("*")):
+            if path.is_file() and "__pycache__" not in path.parts:
+                member = zipfile.ZipInfo(path.relative_to(folder).as_posix(), _EPOCH)
+                member.external_attr = 0o644 << 16
+                member.compress_type = zipfile.ZIP_DEFLATED
+                out.writestr(member, path.read_bytes())

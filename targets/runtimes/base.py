@@ -1,0 +1,134 @@
+"""What a runtime is: public methods check and time, a subclass writes ``_probe``, ``_build``, ``_load``,
+``_run`` and ``_close`` only."""
+
+from __future__ import annotations
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mst_edge.core.errors import UserError
+from mst_edge.core.files import atomic_path
+from quantize.variant import Variant
+from targets.spec import Build, Probe
+
+
+class Runtime(ABC):
+    """One inference engine on one target."""
+
+    name: ClassVar[str]
+
+    def __init__(self, target: str) -> None:
+        self.target = target
+
+    def probe(self) -> Probe:
+        """Whether it can be used here, and in which precisions."""
+        return self._probe()
+
+    def precisions(self, variant: Variant) -> tuple[str, ...]:
+        """In which precisions this runtime can run ``variant`` here; empty if in none."""
+        probe = self.probe()
+        native = variant.scheme.split("-")[0]
+        if not probe.available or native not in probe.precisions:
+            return ()
+        # bf16 is no file of its own here: it is a way to run the float file.
+        extra = ("bf16",) if native == "fp32" and "bf16" in probe.precisions else ()
+        return (native, *extra)
+
+    def build(self, variant: Variant, precision: str, threads: int, folder: Path) -> Build:
+        """Compiles ``variant`` into ``folder``.
+
+        Raises:
+            UserError: the runtime cannot run the variant in that precision.
+        """
+        if precision not in self.precisions(variant):
+            raise UserError(f"{self.name} cannot run variant {variant.name} in {precision} here")
+        native = variant.scheme.split("-")[0]
+        label = precision if variant.name == native or precision != native else variant.name
+        start = time.perf_counter_ns()
+        with atomic_path(folder) as temporary:
+            temporary.mkdir()
+            model, options = self._build(variant, precision, temporary)
+        build = Build(
+            id=f"{self.name}-{label}",
+            target=self.target,
+            runtime=self.name,
+            precision=precision,
+            variant=variant.name,
+            folder=folder,
+            model=model,
+            options={"threads": threads, **options},
+            facts={
+                "build_ms": (time.perf_counter_ns() - start) / 1e6,
+                "runtime_version": self.probe().version,
+                "input": {"shape": list(variant.input.shape), "dtype": variant.input.dtype},
+            },
+        )
+        build.save()
+        return build
+
+    def load(self, build: Build) -> Runner:
+        """A runner for ``build``: use it as a context manager."""
+        return Runner(self, build)
+
+    @abstractmethod
+    def _probe(self) -> Probe: ...
+
+    @abstractmethod
+    def _build(self, variant: Variant, precision: str, folder: Path) -> tuple[str, Mapping[str, Any]]:
+        """Writes model files into ``folder``; returns the one to open and the options to open it with."""
+
+    @abstractmethod
+    def _load(self, build: Build) -> Any: ...
+
+    @abstractmethod
+    def _run(self, handle: Any, batch: NDArray[Any]) -> NDArray[np.float32]: ...
+
+    @abstractmethod
+    def _close(self, handle: Any) -> None: ...
+
+
+class Runner:
+    """A loaded build.
+
+    Attributes:
+        load_ms: time that loading took.
+        last_ms: time of the latest ``run``, host arrays in and out.
+    """
+
+    def __init__(self, runtime: Runtime, build: Build) -> None:
+        self._runtime, self.build = runtime, build
+        self._shape = tuple(build.facts["input"]["shape"])
+        self._dtype = np.dtype(build.facts["input"]["dtype"])
+        self._handle: Any = None
+        self.load_ms = 0.0
+        self.last_ms = 0.0
+
+    def __enter__(self) -> Runner:
+        start = time.perf_counter_ns()
+        self._handle = self._runtime._load(self.build)
+        self.load_ms = (time.perf_counter_ns() - start) / 1e6
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._runtime._close(self._handle)
+        self._handle = None
+
+    def run(self, batch: NDArray[Any]) -> NDArray[np.float32]:
+        """``(batch, *input)`` to ``(batch, outputs)``.
+
+        Raises:
+            ValueError: wrong shape or dtype, or a runner that is not open.
+        """
+        if batch.shape[1:] != self._shape or batch.dtype != self._dtype or self._handle is None:
+            state = "closed runner" if self._handle is None else f"{batch.shape} {batch.dtype}"
+            raise ValueError(f"expected (batch, *{self._shape}) {self._dtype}. Received: {state}")
+        start = time.perf_counter_ns()
+        output = self._runtime._run(self._handle, batch)
+        self.last_ms = (time.perf_counter_ns() - start) / 1e6
+        return output

@@ -1,0 +1,29 @@
+"""ONNX Runtime on the CPU: fp32 and int8. Its CPU provider has no bf16 kernels for the operators used here."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from apps.runtime.engines import OnnxRuntimeEngine
+from quantize.variant import MODEL, Variant
+from targets.runtimes.engine import EngineRuntime
+from targets.spec import Probe
+
+
+class OnnxRuntime(EngineRuntime):
+    """Runs the variant's ONNX file as it is; the graph is optimised at load."""
+
+    name = "onnxruntime"
+    engine = OnnxRuntimeEngine
+
+    def _probe(self) -> Probe:
+        if not self.engine.installed():
+            return Probe(False, reason="onnxruntime is not installed (pip install onnxruntime)")
+        return Probe(True, self._version(), ("fp32", "int8"))
+
+    def _build(self, variant: Variant, precision: str, folder: Path) -> tuple[str, Mapping[str, Any]]:
+        shutil.copyfile(variant.model, folder / MODEL)
+        return MODEL, {}

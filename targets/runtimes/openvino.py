@@ -1,0 +1,77 @@
+"""OpenVINO on the CPU: fp32, int8, and bf16 where the CPU has it, with the front end kept in f32."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+from apps.runtime.engines import OpenVinoEngine
+from mst_edge.core.machine import this_machine
+from quantize.variant import Variant
+from targets.runtimes.engine import EngineRuntime
+from targets.spec import Probe
+
+_MODEL = "model.xml"
+_HINTS = {"fp32": "f32", "int8": "f32", "bf16": "bf16"}
+
+
+class OpenVino(EngineRuntime):
+    """Compiles the variant's ONNX file to OpenVINO's IR."""
+
+    name = "openvino"
+    engine = OpenVinoEngine
+
+    def _probe(self) -> Probe:
+        if not self.engine.installed():
+            return Probe(False, reason="openvino is not installed (pip install 'mst-edge[openvino]')")
+        has_bf16 = bool({"bf16", "amx_bf16"} & set(this_machine().isa))
+        return Probe(True, self._version(), ("fp32", "int8", *(("bf16",) if has_bf16 else ())))
+
+    def _build(self, variant: Variant, precision: str, folder: Path) -> tuple[str, Mapping[str, Any]]:
+        import openvino
+
+        model = openvino.Core().read_model(variant.model)
+        openvino.save_model(model, folder / _MODEL, compress_to_fp16=False)
+        options = {"precision": _HINTS[precision]}
+        if precision == "bf16":
+            path = folder / _MODEL
+            path.write_text(keep_in_f32(path.read_text(encoding="utf-8"), variant.float_nodes), encoding="utf-8")
+            self._require_f32(path, options, variant.float_nodes)
+        return _MODEL, options
+
+    def _require_f32(self, model: Path, options: Mapping[str, Any], names: Collection[str]) -> None:
+        """Asks the compiled graph which precision each front-end operator really runs in."""
+        engine = self.engine(model, options)
+        try:
+            for operator in engine.compiled.get_runtime_model().get_ops():
+                info = operator.get_rt_info()
+                origins = str(info["originalLayersNames"].astype(str)) if "originalLayersNames" in info else ""
+                precision = str(info["runtimePrecision"].astype(str)) if "runtimePrecision" in info else ""
+                if precision == "bf16" and set(origins.split(",")) & set(names):
+                    raise RuntimeError(f"front-end operator {origins} runs in bf16 in OpenVINO")
+        finally:
+            engine.close()
+
+
+def keep_in_f32(ir: str, names: Collection[str]) -> str:
+    """Marks the layers called ``names`` in an IR document as precise: OpenVINO then runs them in f32.
+
+    A log-mel front end in bf16 is off by 0.1; the network after it tolerates bf16 well.
+    """
+
+    def mark(layer: re.Match[str]) -> str:
+        if layer["name"] not in names:
+            return layer[0]
+        mark = '<rt_info><attribute name="precise" version="0" /></rt_info>'
+        body = layer["body"]
+        if "<rt_info>" in body:
+            return layer[0].replace("<rt_info>", mark.removesuffix("</rt_info>"), 1)
+        # The schema wants: data, rt_info, ports.
+        split = re.match(r"\s*<data\b[^>]*/>", body)
+        cut = split.end() if split else 0
+        return f"{layer['head']}{body[:cut]}{mark}{body[cut:]}</layer>"
+
+    pattern = r'(?P<head><layer\b[^>]*\bname="(?P<name>[^"]*)"[^>]*>)(?P<body>.*?)</layer>'
+    return re.sub(pattern, mark, ir, flags=re.DOTALL)

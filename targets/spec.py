@@ -1,0 +1,97 @@
+"""Value types of this package: targets, builds, probes."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mst_edge.core.errors import UserError
+from mst_edge.core.files import read_json, write_json
+
+BUILD_FILE = "build.json"
+
+
+@dataclass(frozen=True)
+class TargetSpec:
+    """One kind of hardware.
+
+    Attributes:
+        runtimes: names of the inference runtimes that serve it.
+        on_host: whether builds can run on this machine.
+    """
+
+    name: str
+    summary: str
+    runtimes: tuple[str, ...]
+    on_host: bool
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What a runtime found out about itself here. ``reason`` says why it is not available."""
+
+    available: bool
+    version: str = ""
+    precisions: tuple[str, ...] = ()
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Build:
+    """A variant compiled for a target by one of its runtimes.
+
+    Attributes:
+        id: ``<runtime>-<precision>``, or with the variant's name where that differs from the precision.
+        precision: what the network's arithmetic is done in: fp32, bf16, int8.
+        folder: holds the model file and ``build.json``.
+        model: file name inside ``folder``.
+        options: what the runtime is opened with.
+    """
+
+    id: str
+    target: str
+    runtime: str
+    precision: str
+    variant: str
+    folder: Path
+    model: str
+    options: dict[str, Any] = field(default_factory=dict)
+    facts: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def is_float(self) -> bool:
+        """Whether no weight or activation is an integer."""
+        return not self.precision.startswith("int")
+
+    @property
+    def model_path(self) -> Path:
+        """The file that the runtime opens."""
+        return self.folder / self.model
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of all model files."""
+        return sum(file.stat().st_size for file in self.model_files())
+
+    def model_files(self) -> list[Path]:
+        """Every file that belongs to the model, sorted."""
+        return sorted(file for file in self.folder.iterdir() if file.name != BUILD_FILE)
+
+    def save(self) -> None:
+        """Writes ``build.json`` beside the model."""
+        record = asdict(self)
+        del record["folder"]
+        write_json(self.folder / BUILD_FILE, record)
+
+
+def load_build(folder: Path) -> Build:
+    """Reads a build back.
+
+    Raises:
+        UserError: the folder holds no build.
+    """
+    path = folder / BUILD_FILE
+    if not path.is_file():
+        raise UserError("holds no build", where=folder)
+    return Build(**read_json(path), folder=folder)

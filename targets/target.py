@@ -1,0 +1,92 @@
+"""A target: the runtimes that serve one kind of hardware, and what they build for it."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import ClassVar
+
+from mst_edge.core.errors import UserError, unknown_name
+from quantize.variant import Variant
+from targets.runtimes.base import Runner, Runtime
+from targets.spec import Build, Probe, TargetSpec
+
+_BUILT_IN = {"cpu": "targets.cpu:CpuTarget"}
+_ENTRY_POINTS = "mst_edge.targets"
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A build that was not made, and why."""
+
+    id: str
+    reason: str
+
+
+class Target:
+    """One kind of hardware; subclasses give ``spec`` and ``runtime_classes``."""
+
+    spec: ClassVar[TargetSpec]
+    runtime_classes: ClassVar[dict[str, str]]
+
+    def runtime(self, name: str) -> Runtime:
+        """The runtime called ``name`` on this target, imported on use.
+
+        Raises:
+            UserError: this target has no such runtime.
+        """
+        if name not in self.runtime_classes:
+            raise unknown_name(f"runtime of target {self.spec.name}", name, self.runtime_classes)
+        cls: type[Runtime] = _load(self.runtime_classes[name])
+        return cls(self.spec.name)
+
+    def probe(self) -> dict[str, Probe]:
+        """What every runtime found out about itself here."""
+        return {name: self.runtime(name).probe() for name in self.spec.runtimes}
+
+    def build_all(self, variants: list[Variant], threads: int, folder: Path) -> Iterator[Build | Skipped]:
+        """Compiles every variant with every runtime, in every precision that works here."""
+        for name in self.spec.runtimes:
+            runtime = self.runtime(name)
+            probe = runtime.probe()
+            if not probe.available:
+                yield Skipped(name, probe.reason)
+                continue
+            for variant in variants:
+                for precision in runtime.precisions(variant):
+                    label = precision if precision != variant.scheme.split("-")[0] else variant.name
+                    yield runtime.build(variant, precision, threads, folder / f"{name}-{label}")
+
+    def load(self, build: Build) -> Runner:
+        """A runner for one of this target's builds."""
+        if build.target != self.spec.name:
+            raise UserError(f"build {build.id} is for target {build.target}, not {self.spec.name}")
+        return self.runtime(build.runtime).load(build)
+
+
+def get_target(name: str) -> Target:
+    """The target called ``name``: built in, or from an installed package's entry point.
+
+    Raises:
+        UserError: unknown name.
+    """
+    paths = dict(_BUILT_IN)
+    for point in metadata.entry_points(group=_ENTRY_POINTS):
+        paths.setdefault(point.name, point.value)
+    if name not in paths:
+        raise unknown_name("target", name, paths, where="targets")
+    target: Target = _load(paths[name])()
+    return target
+
+
+def target_names() -> list[str]:
+    """All known targets, sorted."""
+    return sorted({*_BUILT_IN, *(point.name for point in metadata.entry_points(group=_ENTRY_POINTS))})
+
+
+def _load(path: str):  # type: ignore[no-untyped-def]
+    module, _, attribute = path.partition(":")
+    return getattr(importlib.import_module(module), attribute)
