@@ -128,7 +128,8 @@ def _modality_lines(dataset: Dataset) -> list[str]:
                 raise UserError(
                     f"{spec.name} looks like sound, but its sample rate is not known",
                     where=dataset.root / "dataset.yaml",
-                    fix=f"write there: modalities: {{{spec.name}: {{kind: audio, sample_rate_hz: {_GUESSED_RATE_HZ}}}}} "
+                    fix="write there, with your rate: "
+                    f"modalities: {{{spec.name}: {{kind: audio, sample_rate_hz: {_GUESSED_RATE_HZ}}}}} "
                     f"(or kind: vector)",
                 )
             lines.append(f"  {spec.name}: {_flow(asdict(log_mel_for(spec)))}   # log-mel, inside the exported graph")

@@ -29,11 +29,9 @@ commands_bundle.register(app)
 
 def main() -> None:
     """Entry point: a user's error is one line and exit code 2, a bug leaves its traceback in a file and 3."""
-    from apps.runtime.errors import BundleError
-
     try:
         app()
-    except (UserError, BundleError) as error:
+    except UserError as error:
         typer.echo(f"error: {error}", err=True)
         sys.exit(ExitCode.USER_ERROR)
     except KeyboardInterrupt:
@@ -44,6 +42,11 @@ def main() -> None:
         sys.stderr.close()
         sys.exit(ExitCode.OK)
     except Exception as error:
+        from apps.runtime.errors import BundleError  # here, not above: help must not wait for numpy
+
+        if isinstance(error, BundleError):
+            typer.echo(f"error: {error}", err=True)
+            sys.exit(ExitCode.USER_ERROR)
         place = _keep_traceback()
         typer.echo(f"internal error: {type(error).__name__}: {error}\nthe traceback is in {place}", err=True)
         sys.exit(ExitCode.INTERNAL_ERROR)

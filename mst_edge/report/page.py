@@ -1,2 +1,180 @@
-def write_report(run):
+"""``report.html``: one self-contained page with everything that a run found out."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import yaml
+
+from mst_edge.core.files import read_json, write_text
+from mst_edge.report import svg
+from mst_edge.report.table import model_name, short_verdict
+from mst_edge.run_folder import RunFolder
+
+
+def write_report(run: RunFolder) -> Path:
+    """Writes the page from ``result.json`` and the training histories; returns its path.
+
+    Raises:
+        UserError: the run has no result yet.
+    """
+    result = run.result()
+    histories = read_json(run.distill / "histories.json")
+    loader = jinja2.PackageLoader("mst_edge.report", "templates")
+    environment = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined)
+    environment.filters.update(percent=lambda v, digits=1: f"{v:.{digits}%}", ms=lambda v: f"{v:.3f}")
+    page = environment.get_template("report.html.j2").render(
+        result=result,
+        models=[{**row, "name": model_name(row, result["distill"])} for row in result["distill"]["models"]],
+        models_chart=_models_chart(result),
+        curves=_curves(result, histories),
+        routing=_routing(result),
+        targets=[_target(target, result) for target in result["targets"]],
+        recipe=yaml.safe_dump(result["recipe"], sort_keys=False),
+        provenance=json.dumps(result["provenance"], indent=2),
+        headline=_headline(result),
+    )
+    write_text(run.report_file, page)
     return run.report_file
+
+
+def _headline(result: Mapping[str, Any]) -> list[dict[str, str]]:
+    """The tiles at the top: the numbers that people came for."""
+    tiles = []
+    for target in result["targets"]:
+        row = _chosen(target)
+        latency, measured = row["measurement"]["latency"], row["measurement"]
+        drop = row["accuracy"]["relative_drop"]["estimate"]
+        lost = (
+            f"{drop:.1%} relative below fp32" if drop > 0 else f"{-drop:.1%} relative above fp32" if drop else "as fp32"
+        )
+        tiles += [
+            {"value": f"{row['accuracy']['value']:.1%}", "name": "accuracy", "note": lost},
+            {
+                "value": f"{latency['p90_ms']:.3f} ms",
+                "name": f"latency p90, {target['target']}",
+                "note": f"p50 {latency['p50_ms']:.3f} ms, {latency['threads']} thread(s), batch 1",
+            },
+            {
+                "value": f"{measured['size_bytes'] / 1e6:.2f} MB",
+                "name": "model size",
+                "note": f"peak memory {measured['peak_memory_mb']:.0f} MB, loads in {measured['load_ms']:.0f} ms",
+            },
+        ]
+    return tiles
+
+
+def _chosen(target: Mapping[str, Any]) -> Mapping[str, Any]:
+    return next(row for row in target["builds"] if row["id"] == target["chosen"])
+
+
+def _models_chart(result: Mapping[str, Any]) -> str:
+    distill = result["distill"]
+    rows = [
+        (model_name(row, distill), row["test"]["accuracy"], *row["test_accuracy_interval"], _style(row, distill))
+        for row in distill["models"]
+    ]
+    return svg.intervals(rows)
+
+
+def _style(row: Mapping[str, Any], distill: Mapping[str, Any]) -> int:
+    if row["role"] == "teacher":
+        return 1
+    if row["method"] == distill["method"]:
+        return 0
+    return {"lone": 2, "kd": 3}.get(row["method"], 4)
+
+
+def _curves(result: Mapping[str, Any], histories: Mapping[str, Sequence[Mapping[str, float]]]) -> dict[str, Any]:
+    """Validation accuracy per epoch of every student and of the teacher, with a legend."""
+    distill = result["distill"]
+    series: dict[str, list[float]] = {}
+    starts: dict[str, int] = {}
+    styles: dict[str, int] = {}
+    for row in distill["models"]:
+        name = model_name(row, distill)
+        if row["role"] == "teacher":
+            values = [epoch["val_accuracy"] for epoch in histories["lone_multimodal"]]
+        elif row["method"] == "lone":
+            values = [epoch["val_accuracy"] for epoch in histories["lone_student"]]
+        else:
+            first = [epoch["val_student_accuracy"] for epoch in histories.get(f"{row['method']}_collaborate", [])]
+            values = first + [epoch["val_accuracy"] for epoch in histories[row["method"]]]
+        series[name], starts[name], styles[name] = values, 0, _style(row, distill)
+    chart = svg.lines(series, x_label="epoch", y_label="validation accuracy", styles=styles, starts=starts)
+    return {"chart": chart, "legend": [{"name": name, "style": style} for name, style in styles.items()]}
+
+
+def _routing(result: Mapping[str, Any]) -> dict[str, Any] | None:
+    """How often each specialised teacher was chosen, per epoch."""
+    insights = result["distill"]["insights"].get(result["distill"]["method"], {})
+    teachers = insights.get("teachers", [])
+    if not teachers:
+        return None
+    chart = svg.stacked({row["name"]: row["use"] for row in teachers}, x_label="epoch", y_label="share of samples")
+    rows = [
+        {
+            "name": row["name"],
+            "style": style,
+            "accuracy": row["val"]["accuracy"],
+            "use": row["use"][-1],
+            "mask_parameters": row["mask_parameters"],
+        }
+        for style, row in enumerate(teachers)
+    ]
+    return {"chart": chart, "teachers": rows}
+
+
+def _target(target: Mapping[str, Any], result: Mapping[str, Any]) -> dict[str, Any]:
+    runtimes = list(dict.fromkeys(row["runtime"] for row in target["builds"]))
+    points = [_point(row, target, runtimes) for row in target["builds"]]
+    goals = target["goals"]
+    drop = goals["accuracy"]["max_relative_drop_percent"]
+    floor = goals["accuracy"]["min"]
+    if drop is not None:
+        floor = max(floor or 0.0, target["fp32_accuracy"] * (1 - drop / 100))
+    return {
+        **target,
+        "rows": [{**row, "short": short_verdict(row)} for row in target["builds"]],
+        "winner": _chosen(target),
+        "runtimes": [{"name": name, "style": style} for style, name in enumerate(runtimes)],
+        "front": svg.scatter(
+            points,
+            x_label="latency p90, ms",
+            y_label="accuracy on the test split",
+            front=pareto([(point.x, point.y) for point in points]),
+            x_limit=goals["latency"]["p90_ms"],
+            y_limit=floor,
+        ),
+        "confusion_chart": svg.confusion(target["confusion"], result["data"]["classes"]),
+    }
+
+
+def _point(row: Mapping[str, Any], target: Mapping[str, Any], runtimes: Sequence[str]) -> svg.Point:
+    accuracy, latency = row["accuracy"], row["measurement"]["latency"]
+    reference = target["fp32_accuracy"]
+    drop = accuracy["drop"]
+    return svg.Point(
+        label=row["id"],
+        x=latency["p90_ms"],
+        y=accuracy["value"],
+        # The interval is that of the difference from the fp32 student on the same samples.
+        low=min(accuracy["value"], reference - drop["high"]),
+        high=max(accuracy["value"], reference - drop["low"]),
+        style=runtimes.index(row["runtime"]),
+        emphasis=row["verdict"]["chosen"],
+        hover=f"{row['id']}: {accuracy['value']:.2%}, p90 {latency['p90_ms']:.3f} ms. {row['verdict']['reason']}",
+    )
+
+
+def pareto(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """The points that no other beats in both latency (lower) and accuracy (higher), by latency."""
+    front: list[tuple[float, float]] = []
+    for x, y in sorted(points, key=lambda point: (point[0], -point[1])):
+        if not front or y > front[-1][1]:
+            front.append((x, y))
+    return front

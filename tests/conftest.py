@@ -1,0 +1,96 @@
+"""Shared fixtures: small datasets made on the spot, one small finished run, and where real data lies."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from numpy.typing import NDArray
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Datasets and features are built into a cache of this test session's own."""
+    os.environ["MST_EDGE_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The folder of real public data; tests that need it skip where there is none."""
+    for candidate in (os.environ.get("MST_EDGE_DATA"), ROOT.parent / "shared" / "data"):
+        if candidate and Path(candidate, "mnist").is_dir():
+            return Path(candidate)
+    pytest.skip("no real data: set MST_EDGE_DATA to a folder filled by `mst-edge data fetch avmnist`")
+
+
+def write_arrays(
+    folder: Path, *, samples: int = 240, classes: int = 3, seed: int = 0, noise: float = 0.8, **more: NDArray[np.generic]
+) -> Path:
+    """A learnable two-modality dataset: ``signal`` (40 times, 3 channels) and ``facts`` (12 values)."""
+    rng = np.random.default_rng(seed)
+    target = np.arange(samples) % classes
+    waves = np.sin(np.linspace(0, 4 * np.pi, 40)[:, None] * (1 + target)[:, None, None] + np.arange(3))
+    folder.mkdir(parents=True, exist_ok=True)
+    np.save(folder / "signal.npy", (waves + rng.normal(0, noise, (samples, 40, 3))).astype(np.float32))
+    means = rng.normal(0, 1, (classes, 12))
+    np.save(folder / "facts.npy", (means[target] + rng.normal(0, noise, (samples, 12))).astype(np.float32))
+    np.save(folder / "target.npy", target)
+    for name, array in more.items():
+        np.save(folder / f"{name}.npy", array)
+    return folder
+
+
+def write_small_recipe(path: Path, data: Path, **changes: object) -> Path:
+    """A recipe that runs in seconds and has no latency goal: no timing decides a test."""
+    recipe: dict[str, object] = {
+        "name": "small",
+        "dataset": {"path": str(data)},
+        "student": {"modality": "signal", "network": "tcn"},
+        "distill": {"method": "mst", "preset": "improved", "epochs": {"collaborate": 2, "masks": 1, "distill": 2}},
+        "quantize": {"calibration": {"samples": 32}},
+        "goals": {"accuracy": {"max_relative_drop_percent": 50.0}, "min_int8_speedup": 0.0},
+        **changes,
+    }
+    path.write_text(yaml.safe_dump(recipe, sort_keys=False), encoding="utf-8")
+    return path
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A command that ran."""
+
+    code: int
+    out: str
+    err: str
+
+
+def mst_edge(*arguments: object, cwd: Path | None = None, **environment: str) -> Finished:
+    """Runs the command line as a user does: in a process of its own."""
+    done = subprocess.run(
+        [sys.executable, "-m", "mst_edge", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "200", **environment},
+        check=False,
+    )
+    return Finished(done.returncode, done.stdout, done.stderr)
+
+
+@pytest.fixture(scope="session")
+def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small run, end to end through the command line: arrays to bundle."""
+    folder = tmp_path_factory.mktemp("run")
+    data = write_arrays(folder / "data")
+    recipe = write_small_recipe(folder / "small.yaml", data)
+    done = mst_edge("run", recipe, "--out", folder / "out")
+    assert done.code == 0, done.err
+    return folder / "out"
