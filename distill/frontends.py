@@ -72,7 +72,10 @@ class NoOptions:
 
 
 class ImageScale(Frontend):
-    """``(B, H, W)`` or ``(B, H, W, C)``, uint8 or float, to standardised ``(B, C, H, W)``."""
+    """``(B, H, W)`` or ``(B, H, W, C)``, uint8 or float, to standardised ``(B, C, H, W)``.
+
+    Bytes are not brought to [0, 1] first: standardising does that as well, in one product.
+    """
 
     kind = Kind.IMAGE
     Options = NoOptions
@@ -82,13 +85,10 @@ class ImageScale(Frontend):
         channels = rest[0] if rest else 1
         super().__init__((channels, 1, 1))
         self.feature_shape = (channels, height, width)
-        self._scale = 1 / 255 if spec.dtype == "uint8" else 1.0
 
     def transform(self, raw: Tensor) -> Tensor:
-        scaled = raw.float() * self._scale
-        if raw.ndim == 3:
-            return scaled.reshape(-1, *self.feature_shape)
-        return scaled.permute(0, 3, 1, 2)
+        channels_first = raw.reshape(-1, *self.feature_shape) if raw.ndim == 3 else raw.permute(0, 3, 1, 2)
+        return channels_first.float()
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
 import sys
@@ -77,28 +78,23 @@ class Worker:
 
     def __init__(self, build: Build, samples: Path) -> None:
         self.build = build
-        self._errors = tempfile.TemporaryFile()  # noqa: SIM115 (closed in __exit__)
-        command = [sys.executable, "-m", "targets.worker", str(build.folder), str(samples)]
-        self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors, text=True
-        )
         self.facts: dict[str, Any] = {}
+        self._command = [sys.executable, "-m", "targets.worker", str(build.folder), str(samples)]
+        self._stack = ExitStack()
 
     def __enter__(self) -> Worker:
-        self.facts = self._read()
+        with ExitStack() as stack:
+            self._errors = stack.enter_context(tempfile.TemporaryFile())
+            self._process = subprocess.Popen(
+                self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors, text=True
+            )
+            stack.callback(_end, self._process)
+            self.facts = self._read()
+            self._stack = stack.pop_all()
         return self
 
     def __exit__(self, *_: object) -> None:
-        assert self._process.stdin
-        assert self._process.stdout
-        self._process.stdin.close()
-        try:
-            self._process.wait(timeout=30)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
-        self._process.stdout.close()
-        self._errors.close()
+        self._stack.close()
 
     def ask(self, **request: Any) -> dict[str, Any]:
         """Sends one request and returns its answer.
@@ -123,6 +119,20 @@ class Worker:
         code = self._process.wait()
         self._errors.seek(0)
         return f"exit code {code}\n{self._errors.read().decode(errors='replace')[-4000:]}"
+
+
+def _end(process: subprocess.Popen[str]) -> None:
+    """Closes the process's pipes, which ends it; kills it where that does not help."""
+    assert process.stdin
+    assert process.stdout
+    with contextlib.suppress(BrokenPipeError):
+        process.stdin.close()
+    try:
+        process.wait(timeout=30)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+    process.stdout.close()
 
 
 def measure(

@@ -24,9 +24,13 @@ _RUN = '''\
 import sys
 from pathlib import Path
 
-from runtime.main import main
+folder = Path(__file__).resolve().parent
+sys.path.insert(0, str(folder))
+sys.dont_write_bytecode = True  # a bundle may lie where nothing can be written
 
-sys.exit(main(Path(__file__).resolve().parent))
+from runtime.main import main  # noqa: E402
+
+sys.exit(main(folder))
 '''
 _EPOCH = (1980, 1, 1, 0, 0, 0)  # zip's first date: equal content gives equal archives
 

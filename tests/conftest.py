@@ -32,7 +32,13 @@ def real_data() -> Path:
 
 
 def write_arrays(
-    folder: Path, *, samples: int = 240, classes: int = 3, seed: int = 0, noise: float = 0.8, **more: NDArray[np.generic]
+    folder: Path,
+    *,
+    samples: int = 240,
+    classes: int = 3,
+    seed: int = 0,
+    noise: float = 0.8,
+    **more: NDArray[np.generic],
 ) -> Path:
     """A learnable two-modality dataset: ``signal`` (40 times, 3 channels) and ``facts`` (12 values)."""
     rng = np.random.default_rng(seed)

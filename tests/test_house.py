@@ -78,4 +78,6 @@ def test_no_pickle_anywhere():
     for folder in OURS:
         for path in _files(folder):
             text = path.read_text(encoding="utf-8")
-            assert not any(word in text for word in ("torch.load(", "import pickle", "allow_pickle=True", "yaml.load(")), path
+            assert not any(
+                word in text for word in ("torch.load(", "import pickle", "allow_pickle=True", "yaml.load(")
+            ), path

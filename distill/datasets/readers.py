@@ -36,7 +36,7 @@ def read_idx(path: Path) -> NDArray[Any]:
     if len(data) < 4 or data[:2] != b"\0\0" or data[2] not in _IDX_TYPES:
         raise UserError("does not start like an idx file", where=path, fix="fetch it again")
     rank = data[3]
-    shape = tuple(np.frombuffer(data, ">u4", rank, 4).astype(int)) if len(data) >= 4 + 4 * rank else ()
+    shape = tuple(np.frombuffer(data, ">u4", rank, 4).tolist()) if len(data) >= 4 + 4 * rank else ()
     values = np.frombuffer(data, _IDX_TYPES[data[2]], offset=4 + 4 * rank)
     if not shape or values.size != int(np.prod(shape)):
         raise UserError(f"header says shape {shape}, the file holds {values.size} values", where=path)

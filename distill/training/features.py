@@ -13,10 +13,11 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from distill import frontends as frontends_module
 from distill.datasets.builder import cache_root
 from distill.datasets.spec import Dataset
 from distill.frontends import Frontend
-from mst_edge.core.files import atomic_path, sha256_json
+from mst_edge.core.files import atomic_path, sha256_file, sha256_json
 
 _BLOCK = 256
 
@@ -91,7 +92,8 @@ def _features(dataset: Dataset, train: NDArray[np.int64], name: str, frontend: F
         "modality": name,
         "train": hashlib.sha256(train.tobytes()).hexdigest(),
         "frontend": [type(frontend).__qualname__, list(frontend.feature_shape), constants.hexdigest()],
-        "version": 3,
+        # Not a version number that someone may forget to raise: the code itself.
+        "code": sha256_file(Path(frontends_module.__file__)),
     }
     folder = cache_root() / "features" / sha256_json(depends_on)[:16]
     if not folder.is_dir():

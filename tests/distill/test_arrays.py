@@ -76,7 +76,7 @@ def test_infer_kind(name, shape, dtype, kind):
     assert infer_kind(name, shape, np.dtype(dtype)) is kind
 
 
-def _break(folder, what):  # noqa: PLR0912, C901
+def _break(folder, what):  # noqa: PLR0912
     facts, target = np.load(folder / "facts.npy"), np.load(folder / "target.npy")
     if what == "nan":
         facts[7, 3] = np.nan

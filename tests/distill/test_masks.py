@@ -17,7 +17,13 @@ def _size(module: nn.Module) -> int:
 
 @pytest.mark.parametrize(
     ("features", "spatial", "published"),
-    [(84, False, 307_147), (120, False, 885_901), (298, False, 13_185_166), (64, True, 133_351), (128, True, 1_074_240)],
+    [
+        (84, False, 307_147),
+        (120, False, 885_901),
+        (298, False, 13_185_166),
+        (64, True, 133_351),
+        (128, True, 1_074_240),
+    ],
 )
 def test_full_masks_have_the_published_size(features, spatial, published):
     # The published count for maps includes the bias-free convolutions and the batch norm: C^2 + 11 C.

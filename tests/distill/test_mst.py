@@ -1,0 +1,153 @@
+"""MST-Distill: stages, presets, routing."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from distill.masks import CompactMask, FullMask
+from distill.methods.base import METHODS
+from distill.methods.mst import PAPER, MstOptions, _decayed
+from distill.router import EvidenceRouter, LinearRouter
+from mst_edge.core.errors import UserError
+from mst_edge.stages.distill import method_options
+from tests.distill.test_training import make_lab, store  # noqa: F401
+
+
+def _method(store, folder, **options):  # noqa: F811
+    return METHODS.get("mst")(make_lab(store, folder), MstOptions(**options))
+
+
+def test_paper_decays_start_after_the_first_epoch():
+    # w_KD: 1, then 0.5 for epochs 1 to 30, 0.25 for 31 to 60; w_LB drops after epochs 0, 10, 20.
+    assert [_decayed((0.5, 30), epoch) for epoch in (0, 1, 30, 31, 60, 61, 91)] == [
+        1,
+        0.5,
+        0.5,
+        0.25,
+        0.25,
+        0.125,
+        0.0625,
+    ]
+    assert [_decayed((0.9, 10), epoch) for epoch in (0, 1, 10, 11)] == pytest.approx([1, 0.9, 0.9, 0.81])
+
+
+def test_presets_differ_where_they_should():
+    paper, improved = method_options("mst", "paper", {}), method_options("mst", "improved", {})
+    assert (paper.mask, paper.router, paper.mutual, paper.teacher_weights) == ("full", "linear", "both", "last")
+    assert (improved.mask, improved.router, improved.mutual) == ("compact", "evidence", "learner")
+    assert method_options("mst", "paper", {"mask": "compact"}).mask == "compact"
+
+
+@pytest.mark.parametrize(
+    ("preset", "options", "says"),
+    [
+        ("papr", {}, "has no preset 'papr'; presets: improved, paper"),
+        ("", {"temprature": 2}, "did you mean 'temperature'"),
+        ("", {"top_k": "many"}, r"distill\.options\.top_k"),
+    ],
+)
+def test_wrong_options_are_told(preset, options, says):
+    with pytest.raises(UserError, match=says):
+        method_options("mst", preset, options)
+
+
+@pytest.mark.parametrize("preset", ["paper", "improved"])
+def test_both_presets_train_a_student_from_four_specialised_teachers(store, tmp_path, preset):  # noqa: F811
+    options = method_options("mst", preset, {})
+    method = METHODS.get("mst")(make_lab(store, tmp_path), options)
+    student = method.train()
+    assert student.reads == ("signal",)
+    assert [row["name"] for row in method.insights["teachers"]] == [
+        "multimodal:fused",
+        "multimodal:hidden",
+        "facts:hidden",
+        "facts:squeeze",
+    ]
+    uses = [row["use"][-1] for row in method.insights["teachers"]]
+    assert sum(uses) == pytest.approx(1, abs=1e-5)
+    history = method.lab.histories["mst_masks"]
+    assert history[-1]["loss"] < 10
+
+
+@pytest.mark.parametrize(("preset", "kind"), [("paper", FullMask), ("improved", CompactMask)])
+def test_the_masks_of_each_preset(store, tmp_path, preset, kind):  # noqa: F811
+    method = METHODS.get("mst")(make_lab(store, tmp_path), method_options("mst", preset, {}))
+    teachers = {name: method.lab.new_teacher(name) for name in method.lab.teachers}
+    specialised = method._specialise(method.lab.new_student(), teachers)
+    assert [type(special.mask) for special in specialised] == [kind] * 4
+
+
+def test_teachers_are_frozen_after_stage_one(store, tmp_path):  # noqa: F811
+    method = _method(store, tmp_path)
+    student = method.lab.new_student()
+    teachers = {name: method.lab.new_teacher(name) for name in method.lab.teachers}
+    method._collaborate(student, teachers)
+    before = {name: [p.clone() for p in t.module.parameters()] for name, t in teachers.items()}
+    for teacher in teachers.values():
+        teacher.module.eval().requires_grad_(False)
+    specialised = method._specialise(student, teachers)
+    method._distill(student, specialised)
+    for name, teacher in teachers.items():
+        assert all(torch.equal(a, b) for a, b in zip(before[name], teacher.module.parameters(), strict=True))
+    assert not student.module.training
+
+
+def _routed(method, router, teachers, target, z=None):
+    method._names = [str(i) for i in range(teachers.shape[1])]
+    z = torch.randn(len(target), teachers.shape[2], requires_grad=True) if z is None else z
+    return z, method._routed(z, teachers, router, target, 0)
+
+
+def test_the_published_router_gets_no_gradient_from_distillation(store, tmp_path):  # noqa: F811
+    method = _method(store, tmp_path, **PAPER)
+    router = LinearRouter(3, 4)
+    _, losses = _routed(method, router, torch.randn(8, 4, 3), torch.randint(0, 3, (8,)))
+    losses["kd"].backward()
+    assert all(p.grad is None for p in router.parameters())
+
+
+def test_the_published_balance_loss_leaks_into_the_student_and_ours_does_not(store, tmp_path):  # noqa: F811
+    for options, router, leaks in ((PAPER, LinearRouter(3, 4), True), ({}, EvidenceRouter(3, 4), False)):
+        z, losses = _routed(
+            _method(store, tmp_path, **options), router, torch.randn(8, 4, 3), torch.randint(0, 3, (8,))
+        )
+        losses["balance"].backward()
+        assert (z.grad is not None and bool(z.grad.abs().sum() > 0)) is leaks
+
+
+def test_the_evidence_router_gets_gradient_from_the_loss_it_serves(store, tmp_path):  # noqa: F811
+    router = EvidenceRouter(3, 4)
+    _, losses = _routed(_method(store, tmp_path), router, torch.randn(8, 4, 3), torch.randint(0, 3, (8,)))
+    losses["route"].backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in router.parameters())
+
+
+def test_the_evidence_router_learns_which_teacher_is_right(store, tmp_path):  # noqa: F811
+    """Teacher 0 is right on even samples, teacher 1 on odd ones; the wrong one is unsure of itself."""
+    torch.manual_seed(0)
+    method = _method(store, tmp_path, balance_weight=0.0)
+    router = EvidenceRouter(3, 2)
+    optimizer = torch.optim.Adam(router.parameters(), lr=1e-2)
+    target = torch.randint(0, 3, (256,))
+    sure = 6 * torch.nn.functional.one_hot(target, 3).float()
+    unsure = torch.randn(256, 3) * 0.5
+    even = (torch.arange(256) % 2 == 0)[:, None]
+    teachers = torch.stack([torch.where(even, sure, unsure), torch.where(even, unsure, sure)], dim=1)
+    z = torch.randn(256, 3)
+    for _ in range(200):
+        _, losses = _routed(method, router, teachers, target, z)
+        optimizer.zero_grad()
+        losses["route"].backward()
+        optimizer.step()
+    chosen = router(z, teachers).argmax(dim=1)
+    assert (chosen == (torch.arange(256) % 2)).float().mean() > 0.95
+
+
+def test_an_unknown_masked_layer_stops_before_training_of_masks(store, tmp_path):  # noqa: F811
+    with pytest.raises(UserError, match="unknown layer 'fuse'"):
+        _method(store, tmp_path, layers={"multimodal": ["fuse"]}).train()
+
+
+def test_the_workload_names_every_phase(store, tmp_path):  # noqa: F811
+    assert [work.phase for work in _method(store, tmp_path).workload()] == ["mst_collaborate", "mst_masks", "mst"]

@@ -1,0 +1,131 @@
+"""The gate: goals, verdicts, and which build wins."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mst_edge.core.stats import Interval
+from targets.gate import Accuracy, AccuracyGoal, Candidate, Goals, LatencyGoal, compare_accuracy, judge
+from targets.measure import Latency, Measurement
+from targets.spec import Build
+
+
+def candidate(
+    name: str, p90_ms: float, accuracy: float = 0.80, *, drop: float = 0.0, parity: float = 0.0, size_mb=1.0, high=None
+):
+    precision = name.rsplit("-", maxsplit=1)[-1]
+    latency = Latency(p90_ms * 0.9, p90_ms, p90_ms * 1.2, p90_ms, 100, 20, 1, "quick")
+    interval = Interval(drop, drop - 0.01, drop + 0.01 if high is None else high)
+    return Candidate(
+        Build(name, "cpu", name.split("-", maxsplit=1)[0], precision, precision, Path("x"), "m"),
+        Measurement(latency, 1, 1, 1, 100, int(size_mb * 1e6)),
+        Accuracy(accuracy, interval, interval.scaled(1 / 0.8), 1.0, 1000),
+        parity,
+        1.0,
+    )
+
+
+def chosen(candidates, goals=Goals()):  # noqa: B008
+    verdicts = judge(candidates, goals)
+    assert sum(v.chosen for v in verdicts) == 1
+    return next(v for v in verdicts if v.chosen)
+
+
+DROP_1 = Goals(accuracy=AccuracyGoal(max_relative_drop_percent=1.0))
+
+
+def test_the_fastest_build_that_satisfies_every_goal_wins():
+    verdict = chosen([candidate("ort-fp32", 2.0), candidate("ov-fp32", 1.5), candidate("ort-int8", 1.0)], DROP_1)
+    assert (verdict.build_id, verdict.passed) == ("ort-int8", True)
+    assert "fastest" in verdict.reason
+
+
+def test_an_inaccurate_build_does_not_win_however_fast():
+    slow, fast = candidate("ort-fp32", 2.0), candidate("ort-int8", 0.5, 0.70, drop=0.1)
+    verdicts = judge([slow, fast], DROP_1)
+    assert verdicts[0].chosen
+    assert not verdicts[1].passed
+    assert "relative drop 12.50 %, at most 1 %" in verdicts[1].reason
+
+
+@pytest.mark.parametrize(("int8_ms", "winner"), [(0.95, "ort-fp32"), (0.90, "ort-int8")])
+def test_int8_must_be_worth_it(int8_ms, winner):
+    assert chosen([candidate("ort-fp32", 1.0), candidate("ort-int8", int8_ms)]).build_id == winner
+
+
+def test_int8_that_is_not_worth_it_says_so():
+    verdict = judge([candidate("ort-fp32", 1.0), candidate("ort-int8", 0.95)], Goals())[1]
+    assert verdict.passed
+    assert verdict.reason == "only 1.05 x the speed of ort-fp32 at p90, 1.1 x asked of an int8 build"
+
+
+def test_int8_is_compared_with_the_best_float_build_not_with_its_own_runtimes():
+    found = [candidate("ov-fp32", 2.0), candidate("ov-int8", 1.0), candidate("ort-fp32", 0.99)]
+    assert chosen(found).build_id == "ort-fp32"
+
+
+def test_int8_wins_without_a_margin_where_no_float_build_meets_the_goals():
+    goals = Goals(latency=LatencyGoal(p90_ms=0.97))
+    assert chosen([candidate("ort-fp32", 1.0), candidate("ort-int8", 0.96)], goals).build_id == "ort-int8"
+
+
+def test_the_margin_is_a_setting():
+    found = [candidate("ort-fp32", 1.0), candidate("ort-int8", 0.95)]
+    assert chosen(found, Goals(min_int8_speedup=1.0)).build_id == "ort-int8"
+
+
+def test_when_nothing_passes_the_one_that_misses_least_is_chosen_and_marked():
+    goals = Goals(accuracy=AccuracyGoal(min=0.9), latency=LatencyGoal(p90_ms=0.1))
+    verdict = chosen([candidate("ort-fp32", 2.0, 0.95), candidate("ort-int8", 1.0, 0.6)], goals)
+    assert (verdict.build_id, verdict.passed) == ("ort-fp32", False)
+    assert "latency.p90_ms: 2 ms, at most 0.1 ms" in verdict.reason
+
+
+@pytest.mark.parametrize(
+    ("goals", "fails"),
+    [
+        (Goals(accuracy=AccuracyGoal(min=0.81)), "accuracy.min"),
+        (Goals(accuracy=AccuracyGoal(max_drop_points=0.4)), "accuracy.max_drop_points"),
+        (Goals(accuracy=AccuracyGoal(max_relative_drop_percent=0.6)), "accuracy.max_relative_drop_percent"),
+        (Goals(latency=LatencyGoal(p50_ms=0.8)), "latency.p50_ms"),
+        (Goals(latency=LatencyGoal(p99_ms=1.1)), "latency.p99_ms"),
+        (Goals(max_size_mb=0.5), "max_size_mb"),
+        (Goals(max_memory_mb=50), "max_memory_mb"),
+    ],
+)
+def test_every_goal_can_fail_and_names_itself(goals, fails):
+    (verdict,) = judge([candidate("ort-fp32", 1.0, drop=0.005)], goals)
+    assert [check.goal for check in verdict.checks if not check.passed] == [fails]
+    assert verdict.reason.startswith(fails)
+
+
+def test_the_point_estimate_decides_unless_confidence_is_asked_for():
+    found = [candidate("ort-fp32", 1.0, drop=0.005, high=0.02)]
+    loose = Goals(accuracy=AccuracyGoal(max_drop_points=1.0))
+    sure = Goals(accuracy=AccuracyGoal(max_drop_points=1.0, confident=True))
+    assert chosen(found, loose).passed
+    assert not chosen(found, sure).passed
+    assert "bound of the 95 % interval" in chosen(found, sure).reason
+
+
+def test_a_build_that_computes_something_else_fails_parity():
+    (verdict,) = judge([candidate("ort-fp32", 1.0, parity=3.0)], Goals())
+    assert [check.goal for check in verdict.checks if not check.passed] == ["parity"]
+
+
+def test_no_candidates_give_no_verdicts():
+    assert judge([], Goals()) == []
+
+
+def test_accuracy_is_compared_sample_by_sample():
+    target = np.array([0, 1, 0, 1])
+    reference = np.eye(2)[[0, 1, 1, 1]]
+    build = np.eye(2)[[0, 0, 1, 1]]
+    found = compare_accuracy(build, reference, target)
+    assert found.value == 0.5
+    assert found.drop.estimate == pytest.approx(0.25)
+    assert found.relative_drop.estimate == pytest.approx(1 / 3)
+    assert found.agreement == 0.75

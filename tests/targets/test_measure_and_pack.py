@@ -1,0 +1,154 @@
+"""Measuring in processes of their own, and packing."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import zipfile
+
+import numpy as np
+import pytest
+
+from apps.runtime import Bundle
+from quantize.export import export_student
+from targets.measure import Protocol, Worker, _noise, measure
+from targets.pack import PackedBuild, pack
+from targets.target import get_target
+from tests.quantize.test_export_and_int8 import FACTS, make_student, raw_samples
+
+SHORT = Protocol("short", min_runs=20, min_seconds=0.01, max_seconds=1.0)
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("m")
+    variant = export_student(make_student(FACTS, "mlp"), folder / "fp32")
+    target = get_target("cpu")
+    builds = [target.runtime(name).build(variant, "fp32", 1, folder / name) for name in ("onnxruntime", "openvino")]
+    np.save(folder / "samples.npy", raw_samples(FACTS, 12))
+    return variant, builds, folder / "samples.npy"
+
+
+def test_builds_are_measured_side_by_side_in_processes_of_their_own(built):
+    _, builds, samples = built
+    said = []
+    found = measure(builds, samples, SHORT, said.append)
+    assert set(found) == {"onnxruntime-fp32", "openvino-fp32"}
+    for build in builds:
+        measurement, logits = found[build.id]
+        latency = measurement.latency
+        assert 0 < latency.p50_ms <= latency.p90_ms <= latency.p99_ms
+        assert latency.runs >= 20
+        assert latency.warmup_runs >= 20
+        assert (latency.threads, latency.protocol) == (1, "short")
+        assert measurement.peak_memory_mb > 10
+        assert measurement.load_ms > 0
+        assert measurement.size_bytes == build.size_bytes
+        with get_target("cpu").load(build) as runner:
+            expected = np.concatenate([runner.run(row[None]) for row in np.load(samples)])
+        assert np.allclose(logits, expected, atol=1e-5)
+    assert "latency, round 1 of 10" in said
+    json.dumps(found[builds[0].id][0].to_dict())
+
+
+def test_a_worker_never_imports_torch(built):
+    _, builds, samples = built
+    code = (
+        "import sys, runpy\n"
+        f"sys.argv = ['worker', {str(builds[0].folder)!r}, {str(samples)!r}]\n"
+        "sys.stdin = open('/dev/null')\n"
+        "runpy.run_module('targets.worker', run_name='__main__')\n"
+        "assert 'torch' not in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_worker_that_dies_is_told_with_what_it_said(built):
+    _, builds, samples = built
+    with Worker(builds[0], samples) as worker:
+        os.kill(worker._process.pid, signal.SIGKILL)
+        with pytest.raises((RuntimeError, BrokenPipeError), match="exit code -9|Broken pipe"):
+            worker.ask(do="time", runs=5)
+
+
+def test_a_worker_that_cannot_load_is_told_with_its_traceback(built, tmp_path):
+    _, builds, _ = built
+    with (
+        pytest.raises(RuntimeError, match="(?s)onnxruntime-fp32 failed.*FileNotFoundError"),
+        Worker(builds[0], tmp_path / "none.npy"),
+    ):
+        pass
+
+
+def test_a_request_that_fails_is_told_and_the_worker_lives_on(built):
+    _, builds, samples = built
+    with Worker(builds[0], samples) as worker:
+        with pytest.raises(RuntimeError, match="KeyError"):
+            worker.ask(do="time")
+        assert len(worker.ask(do="time", runs=3)["latencies_ms"]) == 3
+
+
+@pytest.mark.parametrize(
+    ("rounds", "noisy"),
+    [([[1.0] * 9] * 10, False), ([[1.0] * 9] * 9 + [[1.5] * 9], True), ([[1.0] * 8 + [9.0, 9.0]] * 10, True)],
+)
+def test_noise_is_told(rounds, noisy):
+    flat = sorted(value for r in rounds for value in r)
+    p50, p90 = flat[len(flat) // 2], flat[int(len(flat) * 0.9)]
+    assert bool(_noise(rounds, p50, p90)) is noisy
+
+
+@pytest.fixture
+def bundle(built, tmp_path):
+    variant, builds, samples = built
+    inputs = np.load(samples)[:4]
+    packed = []
+    for build in builds:
+        with get_target("cpu").load(build) as runner:
+            packed.append(PackedBuild(build, runner.run(inputs), 1e-3, {"accuracy": 0.5}))
+    pack(
+        tmp_path / "cpu",
+        name="demo",
+        target="cpu",
+        task="classification",
+        labels=list("abcde"),
+        input_spec=variant.input,
+        reference_inputs=inputs,
+        builds=packed,
+        gate={"verdict": "passed", "goals": {}, "checks": []},
+        provenance={"seed": 0},
+        licence="CC0",
+        readme="demo\n",
+    )
+    return tmp_path / "cpu"
+
+
+def test_a_bundle_runs_where_nothing_of_ours_is_installed(bundle, tmp_path):
+    np.save(tmp_path / "x.npy", np.ones(12, np.float32))
+    command = [sys.executable, "-I", str(bundle / "run.py"), "--self-test", str(tmp_path / "x.npy"), "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert done.returncode == 0, done.stderr
+    first, second = done.stdout.splitlines()
+    assert first.startswith("self-test passed: onnxruntime-fp32")
+    assert json.loads(second)["label"] in "abcde"
+
+
+def test_the_zip_holds_the_same_and_is_the_same_each_time(bundle):
+    archive = bundle.with_name("cpu.zip")
+    with zipfile.ZipFile(archive) as held:
+        names = held.namelist()
+        assert "manifest.json" in names
+        assert all(held.read(name) == (bundle / name).read_bytes() for name in names)
+        assert {info.date_time for info in held.infolist()} == {(1980, 1, 1, 0, 0, 0)}
+    with Bundle.open(archive) as opened:
+        assert opened.self_test() < 1e-3
+
+
+def test_the_manifest_lists_every_file(bundle):
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    on_disk = {path.relative_to(bundle).as_posix() for path in bundle.rglob("*") if path.is_file()}
+    assert set(manifest["files"]) == on_disk - {"manifest.json"}
