@@ -11,13 +11,18 @@ from torch import Tensor, nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from distill.networks.registry import Model, NetworkChoice, build_model
+from distill.suffix import SplitModel, has_one_row_per_sample, row_bytes, split_at
 from distill.tasks import Task
 from distill.training.features import Batch, FeatureStore
 from distill.training.phase import History, Phase, Session, predict, run_phase
 from distill.training.schedules import SCHEDULES
 
 MULTIMODAL = "multimodal"
+_MOST_KEPT_BYTES = 256 << 20
 _OPTIMIZERS: Mapping[str, Callable[..., Optimizer]] = {"adam": Adam, "adamw": AdamW, "sgd": SGD}
+
+
+Below = tuple[SplitModel, list[Tensor]]
 
 
 @dataclass(frozen=True)
@@ -156,6 +161,32 @@ class Lab:
                 with self.session.autocast():
                     table[batch.ids] = compute(batch.inputs).float().cpu()
         return table
+
+    @torch.no_grad()
+    def keep_below(self, model: Model, layer: str) -> Below | None:
+        """Splits a frozen model at a layer and computes what lies below it once for every sample.
+
+        Returns:
+            The split model and, per tensor, ``(all samples, ...)``; rows of test samples are zero. None
+            where the model cannot be split, or where keeping it would take more than 256 MB.
+        """
+        split = split_at(model, layer)
+        if split is None:
+            return None
+        tables: list[Tensor] = []
+        for part in ("train", "val"):
+            for batch in self.store.in_order(part, 256, model.reads, self.session.device):
+                with self.session.autocast():
+                    rows = split.before(batch.inputs)
+                if not has_one_row_per_sample(rows, len(batch.ids)):
+                    return None
+                if not tables:
+                    if row_bytes(rows) * len(self.store.dataset) > _MOST_KEPT_BYTES:
+                        return None
+                    tables = [row.new_zeros(len(self.store.dataset), *row.shape[1:], device="cpu") for row in rows]
+                for table, row in zip(tables, rows, strict=True):
+                    table[batch.ids] = row.cpu()
+        return split, tables
 
     @property
     def folder(self) -> Path:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from distill.networks.registry import Model, find_layer
+from distill.suffix import SplitModel
 from mst_edge.core.errors import UserError
 
 _HEADS = 3
@@ -95,15 +96,25 @@ class SpecialisedTeacher:
         with masked(self.teacher.module, self.layer, self.mask):
             return self.teacher(inputs)
 
+    def above(self, split: SplitModel, kept: Sequence[Tensor]) -> Tensor:
+        """The same logits from what the teacher, split at the masked layer, computes below it."""
+        layer_output, *bypass = kept
+        return split.after((apply_mask(self.mask, layer_output), *bypass))
+
+
+def apply_mask(mask: nn.Module, h: Tensor) -> Tensor:
+    """``h * mask(h)``, channel by channel, for ``(B, C)`` or ``(B, C, ...)``."""
+    spatial = h.ndim > 2 and h.shape[2:].numel() > 1
+    values = mask(h if spatial else h.flatten(1))
+    return h * values.reshape(*h.shape[:2], *([1] * (h.ndim - 2)))
+
 
 @contextlib.contextmanager
 def masked(module: nn.Module, layer: str, mask: nn.Module) -> Iterator[None]:
     """While open, the output h of ``layer`` is replaced by h * mask(h), channel by channel."""
 
     def hook(_layer: nn.Module, _inputs: object, h: Tensor) -> Tensor:
-        spatial = h.ndim > 2 and h.shape[2:].numel() > 1
-        values = mask(h if spatial else h.flatten(1))
-        return h * values.reshape(*h.shape[:2], *([1] * (h.ndim - 2)))
+        return apply_mask(mask, h)
 
     handle = find_layer(module, layer, where="distill.options.layers").register_forward_hook(hook)
     try:

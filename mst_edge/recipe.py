@@ -144,10 +144,12 @@ class GoalsSection(Section):
 
 
 class MeasureSection(Section):
-    """How latency is measured."""
+    """How latency is measured: until both minima are reached for every build."""
 
     protocol: Literal["quick"] = "quick"
     threads: Count = 1
+    min_runs: Count = 100
+    min_seconds: Positive = 3.0
 
 
 class Recipe(Section):

@@ -62,6 +62,7 @@ def write_small_recipe(path: Path, data: Path, **changes: object) -> Path:
         "student": {"modality": "signal", "network": "tcn"},
         "distill": {"method": "mst", "preset": "improved", "epochs": {"collaborate": 2, "masks": 1, "distill": 2}},
         "quantize": {"calibration": {"samples": 32}},
+        "measure": {"min_runs": 20, "min_seconds": 0.05},
         "goals": {"accuracy": {"max_relative_drop_percent": 50.0}, "min_int8_speedup": 0.0},
         **changes,
     }

@@ -106,16 +106,21 @@ def list_files(path: Path) -> Listing:
         UserError: neither, or a sample lacks a file of one modality (names it).
     """
     if path.is_file() and path.suffix.lower() == ".csv":
-        return _from_csv(path)
-    if not path.is_dir():
+        found = _from_csv(path)
+    elif path.is_dir():
+        found = _from_folders(path)
+    else:
         raise UserError("no such folder or CSV file", where=path)
-    found = _from_folders(path)
     if not found.labels:
         raise UserError(
             "holds neither target.npy, nor class folders with sound or picture files",
             where=path,
             fix="see docs/data.md for the three layouts",
         )
+    for files in found.files.values():
+        for file in files:
+            if kind_of(file) is not kind_of(files[0]):
+                raise UserError(f"is of another type than {files[0].name}", where=file)
     return found
 
 
@@ -274,8 +279,6 @@ def _convert(listing: Listing, options: FilesOptions, folder: Path, source: Path
 def _write_modality(path: Path, files: Sequence[Path], kind: Kind | None, options: FilesOptions) -> None:
     out: NDArray[Any] | None = None
     for row, file in enumerate(files):
-        if kind_of(file) is not kind:
-            raise UserError(f"is of another type than {files[0].name}", where=file)
         sample = _read(file, kind, options)
         if out is None:
             shape = (len(files), *sample.shape)

@@ -166,17 +166,19 @@ class MstDistill(Method):
     def _train_masks(self, student: Model, specialised: list[SpecialisedTeacher]) -> list[SpecialisedTeacher]:
         lab, options = self.lab, self.options
         table = lab.cached_logits("mst_initial_student", student, student.reads)
+        self._below = {special.name: lab.keep_below(special.teacher, special.layer) for special in specialised}
 
         def divergence(special: SpecialisedTeacher, batch: Batch) -> Tensor:
             wanted = table[batch.ids].to(lab.session.device)
-            return lab.task.sample_kd(special(batch.inputs), wanted, options.temperature)
+            return lab.task.sample_kd(self._answer(special, batch), wanted, options.temperature)
 
         def step(batch: Batch, _epoch: int) -> dict[str, Tensor]:
             losses = {special.name: divergence(special, batch).mean() for special in specialised}
             return {"loss": torch.stack(list(losses.values())).sum(), **losses}
 
         modules = {special.name.replace(":", "_"): special.mask for special in specialised}
-        reads = sorted({modality for special in specialised for modality in special.teacher.reads})
+        whole = [special for special in specialised if self._below[special.name] is None]
+        reads = sorted({modality for special in whole for modality in special.teacher.reads})
 
         @torch.no_grad()
         def validate() -> dict[str, float]:
@@ -200,6 +202,14 @@ class MstDistill(Method):
             )
         )
         return specialised
+
+    def _answer(self, special: SpecialisedTeacher, batch: Batch) -> Tensor:
+        """Logits of a specialised teacher, from what was kept below its mask where that was possible."""
+        below = self._below[special.name]
+        if below is None:
+            return special(batch.inputs)
+        split, kept = below
+        return special.above(split, [table[batch.ids].to(self.lab.session.device) for table in kept])
 
     def _distill(self, student: Model, specialised: list[SpecialisedTeacher]) -> None:
         """Stage 3: per sample, the student learns from the teachers that the router selects."""

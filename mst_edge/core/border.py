@@ -28,6 +28,9 @@ def parse(model: type[M], data: object, *, where: object) -> M:
         raise UserError(f"expected keys and values, received {type(data).__name__}", where=where)
     try:
         return model.model_validate(data)  # type: ignore[attr-defined]
+    except UserError as error:
+        # A validator of the model itself said it best; add the file.
+        raise UserError(error.problem, where=f"{where}: {error.where}", fix=error.fix) from None
     except ValueError as error:
         problems = error.errors() if hasattr(error, "errors") else None
         if problems is None:
@@ -49,9 +52,6 @@ def _as_user_error(model: type, problem: dict[str, Any], where: object) -> UserE
         )
     if problem["type"] == "missing":
         return UserError(f"key {dotted!r} is missing", where=where)
-    cause = problem.get("ctx", {}).get("error")
-    if isinstance(cause, UserError):
-        return UserError(cause.problem, where=f"{where}: {cause.where or dotted}", fix=cause.fix)
     message = problem["msg"].removeprefix("Value error, ")
     return UserError(f"{dotted}: {message}; received {_short(problem['input'])}", where=where)
 

@@ -24,7 +24,7 @@ from targets.gate import (
     compare_accuracy,
     judge,
 )
-from targets.measure import measure
+from targets.measure import Protocol, measure
 from targets.pack import PackedBuild, pack
 from targets.spec import Build
 from targets.target import Skipped, get_target
@@ -48,6 +48,12 @@ def goals_of(recipe: Recipe) -> Goals:
         max_memory_mb=said.max_memory_mb,
         min_int8_speedup=said.min_int8_speedup,
     )
+
+
+def protocol_of(recipe: Recipe) -> Protocol:
+    """The recipe's way to measure."""
+    said = recipe.measure
+    return Protocol(said.protocol, said.min_runs, said.min_seconds)
 
 
 def stage_name(target: str) -> str:
@@ -75,7 +81,7 @@ def run_deploy(
             skipped.append(made)
     reference = np.load(run.evaluation / LOGITS, allow_pickle=False)
     labels = np.load(run.evaluation / "target.npy", allow_pickle=False)
-    measured = measure(builds, run.evaluation / "inputs.npy", progress=progress)
+    measured = measure(builds, run.evaluation / "inputs.npy", protocol_of(recipe), progress)
     candidates = [_candidate(build, *measured[build.id], reference, labels) for build in builds]
     verdicts = judge(candidates, goals_of(recipe))
     logits = {build_id: values for build_id, (_, values) in measured.items()}
