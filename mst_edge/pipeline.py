@@ -27,7 +27,10 @@ class Watcher(Reporter, Protocol):
         """A stage starts."""
 
     def step(self, text: str) -> None:
-        """A step inside a stage starts."""
+        """A step inside a stage is done."""
+
+    def busy(self, text: str) -> None:
+        """What goes on right now, of no lasting interest."""
 
 
 @dataclass(frozen=True)
@@ -53,8 +56,6 @@ def run_recipe(recipe: Recipe, run: RunFolder, options: RunOptions, watcher: Wat
         watcher.stage("distill")
         lab = make_lab(recipe, data, run, pick_device(options.device), watcher)
         trained = run_distill(recipe, data, run, lab)
-    for said in trained["diagnoses"]:
-        watcher.note(said["text"])
     deployed = []
     made: dict[str, Any] = {"variants": []}
     if options.until != "distill":
@@ -64,7 +65,7 @@ def run_recipe(recipe: Recipe, run: RunFolder, options: RunOptions, watcher: Wat
             record = run.stage_result(deploy.stage_name(target.spec.name))
             if record is None:
                 watcher.stage(f"deploy to {target.spec.name}")
-                record = deploy.run_deploy(recipe, data, run, loaded, target.spec.name, watcher.step)
+                record = deploy.run_deploy(recipe, data, run, loaded, target.spec.name, watcher)
             deployed.append(record)
     result = {
         "name": recipe.name,

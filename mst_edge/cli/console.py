@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 
 class ConsoleWatcher:
@@ -17,15 +17,15 @@ class ConsoleWatcher:
         self._folder = folder
         self._console = Console(stderr=True, quiet=quiet)
         self._progress = Progress(
-            TextColumn("  {task.description:<24}"),
-            BarColumn(bar_width=30),
+            TextColumn("  {task.description:<15}"),
+            BarColumn(bar_width=18),
             MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
+            TimeRemainingColumn(compact=True, elapsed_when_finished=True),
             TextColumn("{task.fields[said]}"),
             console=self._console,
         )
         self._tasks: dict[str, Any] = {}
+        self._busy: Any = None
         self._writer: Any = None
 
     def __enter__(self) -> ConsoleWatcher:
@@ -33,6 +33,8 @@ class ConsoleWatcher:
         return self
 
     def __exit__(self, *_: object) -> None:
+        if self._busy is not None:
+            self._progress.remove_task(self._busy)
         self._progress.stop()
         if self._writer is not None:
             self._writer.close()
@@ -42,6 +44,11 @@ class ConsoleWatcher:
 
     def step(self, text: str) -> None:
         self._progress.console.print(f"  {text}", highlight=False)
+
+    def busy(self, text: str) -> None:
+        if self._busy is None:
+            self._busy = self._progress.add_task("measuring", total=None, said="")
+        self._progress.update(self._busy, said=text)
 
     def note(self, text: str) -> None:
         self._progress.console.print(f"  [yellow]note:[/yellow] {text}", highlight=False)
@@ -69,5 +76,5 @@ class ConsoleWatcher:
 
 def _headline(scalars: Mapping[str, float]) -> str:
     if "val_accuracy" in scalars:
-        return f"loss {scalars['loss']:.3f}, validation accuracy {scalars['val_accuracy']:.1%}"
+        return f"loss {scalars['loss']:.3f}, val {scalars['val_accuracy']:.1%}"
     return f"loss {scalars['loss']:.3f}"

@@ -10,8 +10,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 
-_LEFT, _RIGHT, _TOP, _BOTTOM = 56, 16, 14, 40
+_LEFT, _RIGHT, _TOP, _BOTTOM = 76, 16, 14, 40
 _FONT_PX = 12
+_LETTER_PX, _LABEL_STEP = 7.0, 16
 
 
 @dataclass(frozen=True)
@@ -36,12 +37,15 @@ class _Frame:
     height: int
     x: tuple[float, float]
     y: tuple[float, float]
+    top: int = _TOP
 
     def px(self, value: float) -> float:
         return _LEFT + (value - self.x[0]) / (self.x[1] - self.x[0]) * (self.width - _LEFT - _RIGHT)
 
     def py(self, value: float) -> float:
-        return self.height - _BOTTOM - (value - self.y[0]) / (self.y[1] - self.y[0]) * (self.height - _TOP - _BOTTOM)
+        return (
+            self.height - _BOTTOM - (value - self.y[0]) / (self.y[1] - self.y[0]) * (self.height - self.top - _BOTTOM)
+        )
 
 
 def scatter(
@@ -52,7 +56,7 @@ def scatter(
     front: Sequence[tuple[float, float]] = (),
     x_limit: float | None = None,
     y_limit: float | None = None,
-    width: int = 760,
+    width: int = 826,
     height: int = 340,
 ) -> str:
     """Points with error bars and labels; ``front`` is joined by a line, limits are dashed lines.
@@ -66,7 +70,10 @@ def scatter(
     low_y = min([*(point.low for point in points), *([y_limit] if y_limit is not None else [])])
     high_y = max(point.high for point in points)
     pad = max(0.005, 0.08 * (high_y - low_y))
-    frame = _Frame(width, height, (0.0, top_x * 1.18), (low_y - pad, min(1.0, high_y + pad)))
+    bounds = (0.0, top_x * 1.12)
+    rows = _label_rows(_Frame(width, height, bounds, (0, 1)), points)
+    top = _TOP + _LABEL_STEP * (max(row for _, row in rows.values()) + 1) + 6
+    frame = _Frame(width, height, bounds, (low_y - pad, min(1.0, high_y + pad)), top)
     parts = [_axes(frame, x_label, y_label, lambda v: f"{v:g}", _percent(frame.y))]
     if in_view is not None:
         parts.append(_limit_x(frame, in_view))
@@ -75,8 +82,8 @@ def scatter(
     if len(front) > 1:
         path = " ".join(f"{frame.px(x):.1f},{frame.py(y):.1f}" for x, y in front)
         parts.append(f'<polyline class="front" points="{path}"/>')
+    parts += [_label(frame, point, *rows[index]) for index, point in enumerate(points)]
     parts += [_point(frame, point) for point in points]
-    parts += _labels(frame, points)
     return _svg(width, height, parts)
 
 
@@ -92,27 +99,31 @@ def _point(frame: _Frame, point: Point) -> str:
     )
 
 
-def _labels(frame: _Frame, points: Sequence[Point]) -> list[str]:
-    """Labels to the right of their points, pushed apart where two would overlap."""
-    placed: list[tuple[float, float, float]] = []
-    parts = []
-    for point in sorted(points, key=lambda p: (p.x, -p.y)):
-        x, y = frame.px(point.x) + 12, frame.py(point.y) + 4
-        wide = 6.4 * len(point.label)
-        if x + wide > frame.width - _RIGHT:
-            x -= 24 + wide
-        while any(
-            abs(y - other_y) < 14 and x < other_x + other_wide and other_x < x + wide
-            for other_x, other_y, other_wide in placed
-        ):
-            y += 14
-        placed.append((x, y, wide))
-        parts.append(_text(x, y, point.label, "strong" if point.emphasis else ""))
-    return parts
+def _label_rows(frame: _Frame, points: Sequence[Point]) -> dict[int, tuple[float, int]]:
+    """Per point the middle of its label and the row above the plot where it touches no other."""
+    ends: list[float] = []
+    placed = {}
+    for index in sorted(range(len(points)), key=lambda i: points[i].x):
+        wide = _LETTER_PX * len(points[index].label)
+        middle = min(max(frame.px(points[index].x), _LEFT + wide / 2), frame.width - _RIGHT - wide / 2)
+        row = next((r for r, end in enumerate(ends) if end + 10 < middle - wide / 2), len(ends))
+        ends[row : row + 1] = [middle + wide / 2]
+        placed[index] = (middle, row)
+    return placed
+
+
+def _label(frame: _Frame, point: Point, middle: float, row: int) -> str:
+    """The label above the plot, and a thin line from it to its point."""
+    y = _TOP + _LABEL_STEP * row
+    return (
+        f'<polyline class="leader" points="{middle:.1f},{y + 4:.1f} {frame.px(point.x):.1f},{frame.top - 2:.1f} '
+        f'{frame.px(point.x):.1f},{frame.py(point.y):.1f}"/>'
+        + _text(middle, y, point.label, "strong" if point.emphasis else "", "middle")
+    )
 
 
 def _limit_x(frame: _Frame, value: float) -> str:
-    x, top, bottom = frame.px(value), _TOP, frame.height - _BOTTOM
+    x, top, bottom = frame.px(value), frame.top, frame.height - _BOTTOM
     right = frame.width - _RIGHT
     return (
         f'<rect class="beyond" x="{x:.1f}" y="{top}" width="{right - x:.1f}" height="{bottom - top}"/>'
@@ -137,7 +148,7 @@ def lines(
     styles: Mapping[str, int],
     starts: Mapping[str, int] | None = None,
     percent: bool = True,
-    width: int = 760,
+    width: int = 826,
     height: int = 300,
 ) -> str:
     """One line per series over epochs 1, 2, ...; ``starts`` shifts a series to a later first epoch."""
@@ -166,7 +177,7 @@ def lines(
 
 
 def stacked(
-    series: Mapping[str, Sequence[float]], *, x_label: str, y_label: str, width: int = 760, height: int = 260
+    series: Mapping[str, Sequence[float]], *, x_label: str, y_label: str, width: int = 826, height: int = 260
 ) -> str:
     """Shares that sum to 1 per epoch, as stacked bars."""
     epochs = len(next(iter(series.values())))
@@ -187,7 +198,7 @@ def stacked(
     return _svg(width, height, parts)
 
 
-def intervals(rows: Sequence[tuple[str, float, float, float, int]], *, width: int = 760) -> str:
+def intervals(rows: Sequence[tuple[str, float, float, float, int]], *, width: int = 826) -> str:
     """One row each: label, value, low, high, style. Values are shares, shown in percent."""
     step, left = 30, 190
     height = _TOP + step * len(rows) + _BOTTOM
@@ -261,7 +272,7 @@ def _axes(
     middle = (_LEFT + frame.width - _RIGHT) / 2
     parts.append(_text(middle, frame.height - 4, x_label, "axis", "middle"))
     parts.append(
-        _text(0, 0, y_label, "axis", "middle", f' transform="translate(12 {frame.height / 2:.0f}) rotate(-90)"')
+        _text(0, 0, y_label, "axis", "middle", f' transform="translate(16 {frame.height / 2:.0f}) rotate(-90)"')
     )
     return "".join(parts)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
@@ -16,7 +17,7 @@ def print_result(result: dict[str, Any], run: RunFolder, console: Console | None
     console.print(_models(result))
     for target in result["targets"]:
         console.print(_builds(target))
-        _verdict(console, target)
+        _verdict(console, target, run)
     for said in result["distill"]["diagnoses"]:
         console.print(f"{said['level']}: {said['text']}", highlight=False)
     console.print(f"report: {run.report_file}", highlight=False)
@@ -25,10 +26,11 @@ def print_result(result: dict[str, Any], run: RunFolder, console: Console | None
 def _models(result: dict[str, Any]) -> Table:
     distill = result["distill"]
     samples = result["data"]["samples"]["test"]
-    table = Table(title=f"Trained ({distill['student_epochs']} epochs per student, {samples} test samples)")
+    title = f"Trained: {distill['student_epochs']} epochs per student, {samples} test samples"
+    table = Table(title=title, box=SIMPLE_HEAD, title_justify="left", title_style="bold")
     for column in ("model", "reads"):
         table.add_column(column)
-    for column in ("parameters", "test accuracy", "95 % interval"):
+    for column in ("parameters", "accuracy", "95 % interval"):
         table.add_column(column, justify="right")
     for row in distill["models"]:
         low, high = row["test_accuracy_interval"]
@@ -55,22 +57,21 @@ def model_name(row: dict[str, Any], distill: dict[str, Any]) -> str:
 
 
 def _builds(target: dict[str, Any]) -> Table:
-    table = Table(title=f"Builds for {target['target']} ({target['threads']} thread(s), batch 1)")
-    table.add_column("build")
-    for column in ("accuracy", "drop, 95 % interval", "p50 ms", "p90 ms", "p99 ms", "size MB", "peak MB"):
-        table.add_column(column, justify="right")
+    title = f"Builds for {target['target']}: batch 1, {target['threads']} thread(s)"
+    table = Table(title=title, box=SIMPLE_HEAD, title_justify="left", title_style="bold")
+    table.add_column("build", no_wrap=True)
+    for column in ("accuracy", "drop (95 % interval)", "p50 ms", "p90 ms", "MB"):
+        table.add_column(column, justify="right", no_wrap=True)
     table.add_column("verdict")
     for row in target["builds"]:
         drop, latency = row["accuracy"]["drop"], row["measurement"]["latency"]
         table.add_row(
             row["id"],
             f"{row['accuracy']['value']:.1%}",
-            f"{drop['estimate']:+.1%} ({drop['low']:+.1%}, {drop['high']:+.1%})",
+            f"{drop['estimate']:+.1%} ({drop['low']:+.1%} {drop['high']:+.1%})",
             f"{latency['p50_ms']:.3f}",
             f"{latency['p90_ms']:.3f}",
-            f"{latency['p99_ms']:.3f}",
             f"{row['measurement']['size_bytes'] / 1e6:.2f}",
-            f"{row['measurement']['peak_memory_mb']:.0f}",
             short_verdict(row),
             style="bold" if row["verdict"]["chosen"] else None,
         )
@@ -85,7 +86,7 @@ def short_verdict(row: dict[str, Any]) -> str:
     return "passed" if verdict["passed"] else "failed"
 
 
-def _verdict(console: Console, target: dict[str, Any]) -> None:
+def _verdict(console: Console, target: dict[str, Any], run: RunFolder) -> None:
     colour = "green" if target["gate"] == "passed" else "red"
     console.print(f"gate [{colour}]{target['gate']}[/{colour}] with {target['chosen']}", highlight=False)
     for row in target["builds"]:
@@ -95,4 +96,4 @@ def _verdict(console: Console, target: dict[str, Any]) -> None:
             console.print(f"    {noise}", highlight=False)
     for entry in target["skipped"]:
         console.print(f"  {entry['id']}: not built, {entry['reason']}", highlight=False)
-    console.print(f"bundle: {target['bundle']}", highlight=False)
+    console.print(f"bundle: {run.path / target['bundle']}", highlight=False)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import asdict
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +14,7 @@ from mst_edge.run_folder import RunFolder
 from mst_edge.stages.data import Data
 from mst_edge.stages.distill import LOGITS
 from quantize.variant import Variant
+from targets import measure
 from targets.gate import (
     AccuracyGoal,
     Candidate,
@@ -24,7 +24,6 @@ from targets.gate import (
     compare_accuracy,
     judge,
 )
-from targets.measure import Protocol, measure
 from targets.pack import PackedBuild, pack
 from targets.spec import Build
 from targets.target import Skipped, get_target
@@ -36,6 +35,14 @@ PARITY_SAMPLES = 64
 PARITY_LIMITS = {"fp32": 1e-3, "bf16": 0.25, "int8": 1.5}
 # What another device may differ from this one's outputs, on the same scale.
 DEVICE_LIMITS = {"fp32": 1e-3, "bf16": 0.25, "int8": 0.5}
+
+
+class DeployWatcher(Protocol):
+    """Who is told how deployment goes: what is done, and what is going on."""
+
+    def step(self, text: str) -> None: ...
+
+    def busy(self, text: str) -> None: ...
 
 
 def goals_of(recipe: Recipe) -> Goals:
@@ -50,10 +57,10 @@ def goals_of(recipe: Recipe) -> Goals:
     )
 
 
-def protocol_of(recipe: Recipe) -> Protocol:
+def protocol_of(recipe: Recipe) -> measure.Protocol:
     """The recipe's way to measure."""
     said = recipe.measure
-    return Protocol(said.protocol, said.min_runs, said.min_seconds)
+    return measure.Protocol(said.protocol, said.min_runs, said.min_seconds)
 
 
 def stage_name(target: str) -> str:
@@ -67,7 +74,7 @@ def run_deploy(
     run: RunFolder,
     variants: list[Variant],
     target_name: str,
-    progress: Callable[[str], None] = lambda _: None,
+    watcher: DeployWatcher,
 ) -> dict[str, Any]:
     """Builds every variant for one target, measures and judges the builds, packs the chosen one."""
     target = get_target(target_name)
@@ -75,13 +82,13 @@ def run_deploy(
     skipped: list[Skipped] = []
     for made in target.build_all(variants, recipe.measure.threads, run.builds(target_name)):
         if isinstance(made, Build):
-            progress(f"built {made.id}")
+            watcher.step(f"built {made.id}")
             builds.append(made)
         else:
             skipped.append(made)
     reference = np.load(run.evaluation / LOGITS, allow_pickle=False)
     labels = np.load(run.evaluation / "target.npy", allow_pickle=False)
-    measured = measure(builds, run.evaluation / "inputs.npy", protocol_of(recipe), progress)
+    measured = measure.measure(builds, run.evaluation / "inputs.npy", protocol_of(recipe), watcher.busy)
     candidates = [_candidate(build, *measured[build.id], reference, labels) for build in builds]
     verdicts = judge(candidates, goals_of(recipe))
     logits = {build_id: values for build_id, (_, values) in measured.items()}
