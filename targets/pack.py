@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib import resources
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -65,8 +66,11 @@ def pack(
     provenance: Mapping[str, Any],
     licence: str,
     readme: str,
+    examples: Mapping[str, bytes] = MappingProxyType({}),
 ) -> Path:
     """Writes the bundle ``folder`` and ``folder.zip``; the first of ``builds`` is the chosen one.
+
+    ``examples`` holds files by name that anyone can try the bundle on.
 
     Returns:
         The zip's path.
@@ -78,6 +82,9 @@ def pack(
         write_text(temporary / "README.md", readme)
         (temporary / "reference").mkdir()
         np.save(temporary / "reference" / "inputs.npy", reference_inputs, allow_pickle=False)
+        for example, content in examples.items():
+            (temporary / "examples").mkdir(exist_ok=True)
+            (temporary / "examples" / example).write_bytes(content)
         entries = [_copy_build(temporary, packed) for packed in builds]
         files = sorted(path for path in temporary.rglob("*") if path.is_file())
         manifest = {

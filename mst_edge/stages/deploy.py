@@ -15,6 +15,7 @@ from mst_edge.stages.data import Data
 from mst_edge.stages.distill import LOGITS
 from quantize.variant import Variant
 from targets import measure
+from targets.examples import example_files
 from targets.gate import (
     AccuracyGoal,
     Candidate,
@@ -167,6 +168,7 @@ def _pack(
 ) -> None:
     reference = np.load(run.evaluation / LOGITS, allow_pickle=False)
     inputs = np.load(run.evaluation / "inputs.npy", mmap_mode="r", allow_pickle=False)
+    target = np.load(run.evaluation / "target.npy", allow_pickle=False)
     spread = float(reference.std())
     packed = [
         PackedBuild(
@@ -194,6 +196,7 @@ def _pack(
         provenance=provenance(recipe_sha256=recipe.sha256(), data_sha256=data.dataset.fingerprint, seed=recipe.seed),
         licence=data.dataset.licence,
         readme=_readme(recipe, record, data),
+        examples=example_files(variant.input, inputs, target, data.dataset.classes),
     )
 
 
@@ -220,7 +223,7 @@ def _readme(recipe: Recipe, record: dict[str, Any], data: Data) -> str:
 Reads one `{recipe.student.modality}` sample, answers with one of {len(data.dataset.classes)} labels.
 
     pip install numpy {chosen["runtime"]}
-    python run.py FILE...        # labels for wav, picture or .npy files
+    python run.py examples/*     # labels for wav, picture or .npy files; these are test samples
     python run.py --self-test    # does this machine compute what it should?
 
 Gate: **{record["gate"]}**. Build `{chosen["id"]}`: accuracy {chosen["accuracy"]["value"]:.2%} on

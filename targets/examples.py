@@ -1,0 +1,59 @@
+"""Test samples as files that a person can play, look at, and hand to ``predict``."""
+
+from __future__ import annotations
+
+import io
+import re
+import wave
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from quantize.variant import InputSpec
+
+MOST_EXAMPLES = 10
+
+
+def example_files(
+    spec: InputSpec, inputs: NDArray[Any], target: NDArray[np.int64], labels: Sequence[str]
+) -> Mapping[str, bytes]:
+    """File name to content: the first of ``inputs`` of each class, for up to ten classes.
+
+    Sound becomes 16-bit wav, 8-bit pictures become png, everything else ``.npy``. A file is named after
+    its true class. The samples are the first ones, not those that a student gets right.
+    """
+    files: dict[str, bytes] = {}
+    for number, label in enumerate(labels[:MOST_EXAMPLES]):
+        rows = np.flatnonzero(target == number)
+        if not len(rows):
+            continue
+        suffix, content = _encode(spec, np.asarray(inputs[rows[0]]))
+        stem = re.sub(r"[^\w-]+", "_", label).strip("_") or f"class_{number}"
+        name = f"{stem}{suffix}"
+        files[name if name not in files else f"{stem}_{number}{suffix}"] = content
+    return files
+
+
+def _encode(spec: InputSpec, sample: NDArray[Any]) -> tuple[str, bytes]:
+    out = io.BytesIO()
+    if spec.kind == "audio" and spec.sample_rate_hz is not None:
+        with wave.open(out, "wb") as file:
+            file.setnchannels(1)
+            file.setsampwidth(2)
+            file.setframerate(spec.sample_rate_hz)
+            file.writeframes(_pcm16(sample).tobytes())
+        return ".wav", out.getvalue()
+    if spec.kind == "image" and sample.dtype == np.uint8:
+        from PIL import Image
+
+        Image.fromarray(sample.squeeze()).save(out, "PNG")
+        return ".png", out.getvalue()
+    np.save(out, sample, allow_pickle=False)
+    return ".npy", out.getvalue()
+
+
+def _pcm16(samples: NDArray[Any]) -> NDArray[np.int16]:
+    """Samples in [-1, 1] at full scale."""
+    return np.clip(np.round(samples.astype(np.float64) * 32768), -32768, 32767).astype("<i2")

@@ -1,0 +1,103 @@
+"""Every command in a ``bash`` block of the README works as written, on less data and without a latency goal."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import yaml
+
+from mst_edge.recipe import Recipe, load_recipe
+from tests.conftest import ROOT
+
+_SMALLER = {
+    "distill.epochs": "{collaborate: 1, masks: 1, distill: 1}",
+    "quantize.calibration.samples": "32",
+    "goals.accuracy": "{max_relative_drop_percent: 100}",
+    "goals.latency.p90_ms": "null",
+    "goals.min_int8_speedup": "0",
+    "measure.min_runs": "20",
+    "measure.min_seconds": "0.05",
+}
+
+
+def _commands() -> list[str]:
+    blocks = re.findall(r"```bash\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    return [line for block in blocks for line in block.splitlines() if line.strip()]
+
+
+def _smaller(command: str) -> str:
+    """The same command on 300 pairs and a few epochs."""
+    words = shlex.split(command)
+    if words[:2] == ["mst-edge", "run"]:
+        settings = dict(_SMALLER)
+        if words[2] == "av_digits":
+            settings["dataset.options.pairs"] = "300"
+        command += "".join(f" --set {shlex.quote(f'{key}={value}')}" for key, value in settings.items())
+    if words[:3] == ["mst-edge", "data", "build"]:
+        command += " --set pairs=300"
+    return command
+
+
+def test_the_quick_start_works_as_written(tmp_path):
+    """In one shell's order, in one folder, as a reader would type them."""
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    launcher = programs / "mst-edge"
+    launcher.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -m mst_edge "$@"\n', encoding="utf-8")
+    launcher.chmod(0o755)
+    environment = {
+        **os.environ,
+        "PATH": os.pathsep.join([str(programs), str(Path(sys.executable).parent), os.environ["PATH"]]),
+        "PYTHONPATH": str(ROOT),
+    }
+    outputs = {}
+    for command in _commands():
+        done = subprocess.run(
+            _smaller(command), shell=True, capture_output=True, text=True, cwd=tmp_path, env=environment, check=False
+        )
+        assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
+        outputs[command] = done.stdout
+    assert len(outputs) == 11
+    predicted = next(text for command, text in outputs.items() if command.startswith("mst-edge predict"))
+    assert all(f"{digit}.wav" in predicted for digit in range(10))
+    assert "self-test passed" in next(text for command, text in outputs.items() if command.endswith("--self-test"))
+
+
+def test_links_between_pages_lead_somewhere():
+    pages = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")]
+    for page in pages:
+        for link in re.findall(r"\]\(([^)#:]+)\)", page.read_text(encoding="utf-8")):
+            assert (page.parent / link).exists(), f"{page.name}: {link}"
+
+
+def test_the_page_of_recipe_keys_is_complete_and_shows_the_defaults(tmp_path):
+    block = re.search(r"```yaml\n(.*?)```", (ROOT / "docs" / "recipe.md").read_text(encoding="utf-8"), re.DOTALL)
+    assert block
+    file = tmp_path / "recipe.yaml"
+    file.write_text(block[1], encoding="utf-8")
+    documented = _flat(load_recipe(file).to_dict())
+    said = set(_flat(yaml.safe_load(block[1])))
+    defaults = Recipe(name="x", dataset={"name": "av_digits"}, student={"modality": "audio"})
+    for key, value in _flat(defaults.to_dict()).items():
+        if key in _EXAMPLES:
+            continue
+        if value == {}:
+            assert any(other.startswith(key) for other in said), f"{key} is not on the page"
+        else:
+            assert key in said, f"{key} is not on the page"
+            assert documented[key] == value, key
+
+
+# What the page sets to something, for illustration.
+_EXAMPLES = {"name", "dataset.path", "dataset.name", "student.modality"}
+
+
+def _flat(tree: object, prefix: str = "") -> dict[str, object]:
+    if not isinstance(tree, dict) or not tree:
+        return {prefix: tree}
+    return {k: v for name, child in tree.items() for k, v in _flat(child, f"{prefix}.{name}".strip(".")).items()}
