@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +14,7 @@ from distill.suffix import SplitModel, has_one_row_per_sample, row_bytes, split_
 from distill.tasks import Task
 from distill.training.features import Batch, FeatureStore
 from distill.training.phase import History, Phase, Session, predict, run_phase
-from distill.training.schedules import SCHEDULES
+from distill.training.schedules import SCHEDULES, ScheduledOptimizer
 
 MULTIMODAL = "multimodal"
 _MOST_KEPT_BYTES = 256 << 20
@@ -27,23 +26,21 @@ Below = tuple[SplitModel, list[Tensor]]
 
 @dataclass(frozen=True)
 class OptimizerChoice:
-    """Optimiser of every network; ``schedule`` is constant or cosine over the phase's epochs."""
+    """Optimiser of every network; ``schedule`` is constant, or cosine over the epochs that the network is trained."""
 
     name: str = "adam"
     lr: float = 1e-3
     weight_decay: float = 0.0
     schedule: str = "cosine"
 
-    def build(self, modules: Sequence[nn.Module], lr: float | None = None) -> Optimizer:
-        """One optimiser over the modules' learnable parameters."""
+    def build(
+        self, modules: Sequence[nn.Module], lr: float | None = None, span: tuple[float, float] = (0.0, 1.0)
+    ) -> ScheduledOptimizer:
+        """One optimiser over the modules' learnable parameters, for the part ``span`` of its schedule."""
         parameters = [p for module in modules for p in module.parameters() if p.requires_grad]
         extra = {"momentum": 0.9} if self.name == "sgd" else {}
-        return _OPTIMIZERS[self.name](parameters, lr=lr or self.lr, weight_decay=self.weight_decay, **extra)
-
-    @property
-    def factor(self) -> Callable[[float], float]:
-        """Share of the epochs done to factor on the learning rate."""
-        return SCHEDULES[self.schedule]
+        optimizer = _OPTIMIZERS[self.name](parameters, lr=lr or self.lr, weight_decay=self.weight_decay, **extra)
+        return ScheduledOptimizer(optimizer, SCHEDULES[self.schedule], span)
 
 
 @dataclass(frozen=True)
@@ -58,6 +55,11 @@ class Epochs:
     def student(self) -> int:
         """Epochs that a student of any method is trained for."""
         return self.collaborate + self.distill
+
+    @property
+    def share_of_collaboration(self) -> float:
+        """The part of a student's epochs that collaboration takes, in [0, 1]."""
+        return self.collaborate / self.student
 
 
 @dataclass
@@ -112,7 +114,6 @@ class Lab:
                 validate=lambda: self.validate(model),
                 keep_best={name: ("val_error", "val_loss")},
                 reads=model.reads,
-                schedule=self.optimizer.factor,
             )
         )
         return model
@@ -187,11 +188,6 @@ class Lab:
                 for table, row in zip(tables, rows, strict=True):
                     table[batch.ids] = row.cpu()
         return split, tables
-
-    @property
-    def folder(self) -> Path:
-        """Where this lab's phases keep their state."""
-        return self.session.folder
 
 
 def freeze(model: Model) -> Model:

@@ -112,7 +112,7 @@ def _cost(lab: Lab, model: Model) -> tuple[float, float]:
     ids = lab.store.splits["train"][: lab.session.batch_size]
     batch: Batch = lab.store.gather(ids, model.reads, lab.session.device)
     model.module.to(lab.session.device).train()
-    optimizer = lab.optimizer.build([model.module])
+    optimizer = lab.optimizer.build([model.module]).optimizer
     train, forward = [], []
     for _ in range(_STEPS):
         start = time.perf_counter()

@@ -79,7 +79,6 @@ class Method(ABC):
                 validate=lambda: lab.validate(student),
                 keep_best={"student": ("val_error", "val_loss")},
                 reads=student.reads,
-                schedule=lab.optimizer.factor,
             )
         )
         return student

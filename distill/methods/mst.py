@@ -136,17 +136,21 @@ class MstDistill(Method):
             else {}
         )
         modules = {name: model.module for name, model in models.items()}
+        optimizer = self.lab.optimizer
         self.lab.run(
             Phase(
                 name="mst_collaborate",
                 epochs=self.lab.epochs.collaborate,
                 modules=modules,
-                optimizers=[self.lab.optimizer.build(list(modules.values()))],
+                optimizers=[
+                    # The student goes on learning in stage 3: one schedule over both stages.
+                    optimizer.build([student.module], span=(0.0, self.lab.epochs.share_of_collaboration)),
+                    optimizer.build([teacher.module for teacher in teachers.values()]),
+                ],
                 step=step,
                 validate=validate,
                 keep_best=best,
                 reads=sorted({modality for model in models.values() for modality in model.reads}),
-                schedule=self.lab.optimizer.factor,
             )
         )
 
@@ -198,7 +202,6 @@ class MstDistill(Method):
                 validate=validate,
                 keep_best={key: (f"val_{key}",) for key in modules},
                 reads=reads,
-                schedule=lab.optimizer.factor,
             )
         )
         return specialised
@@ -231,12 +234,14 @@ class MstDistill(Method):
                 name="mst",
                 epochs=lab.epochs.distill,
                 modules={"student": student.module, "router": router},
-                optimizers=[lab.optimizer.build([student.module, router])],
+                optimizers=[
+                    lab.optimizer.build([student.module], span=(lab.epochs.share_of_collaboration, 1.0)),
+                    lab.optimizer.build([router]),
+                ],
                 step=step,
                 validate=lambda: lab.validate(student),
                 keep_best={"student": ("val_error", "val_loss")},
                 reads=student.reads,
-                schedule=lab.optimizer.factor,
             )
         )
 

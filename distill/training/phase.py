@@ -12,7 +12,6 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
 from distill.networks.registry import Model
 from distill.training.checkpoint import (
@@ -24,6 +23,7 @@ from distill.training.checkpoint import (
     save_tensors,
 )
 from distill.training.features import Batch, FeatureStore
+from distill.training.schedules import ScheduledOptimizer
 from mst_edge.core.errors import UserError
 from mst_edge.core.files import read_json, write_json
 
@@ -39,9 +39,6 @@ class Reporter(Protocol):
     def epoch(self, phase: str, epoch: int, scalars: Mapping[str, float]) -> None:
         """An epoch (0-based) ended with these mean losses and validation metrics."""
 
-    def note(self, text: str) -> None:
-        """Something the user should hear."""
-
 
 class Silent:
     """A reporter that tells nobody."""
@@ -49,8 +46,6 @@ class Silent:
     def begin(self, phase: str, epochs: int, done: int) -> None: ...
 
     def epoch(self, phase: str, epoch: int, scalars: Mapping[str, float]) -> None: ...
-
-    def note(self, text: str) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -90,18 +85,16 @@ class Phase:
         keep_best: module name to the validation metrics (lower is better; later ones break ties) that
             decide which epoch's weights it ends with; modules not named here keep their last weights.
         reads: modalities that a batch must hold.
-        schedule: factor on the learning rate at a given share of the epochs.
     """
 
     name: str
     epochs: int
     modules: Mapping[str, nn.Module]
-    optimizers: Sequence[Optimizer]
+    optimizers: Sequence[ScheduledOptimizer]
     step: Callable[[Batch, int], Mapping[str, Tensor]]
     validate: Callable[[], Mapping[str, float]]
     keep_best: Mapping[str, Sequence[str]]
     reads: Sequence[str]
-    schedule: Callable[[float], float] = lambda _: 1.0
 
 
 History = list[dict[str, float]]
@@ -132,13 +125,12 @@ def run_phase(phase: Phase, store: FeatureStore, session: Session) -> History:
     progress = _Progress()
     if checkpoint.exists():
         progress = _restore(phase, checkpoint)
-    base_rates = [[group["lr"] for group in optimizer.param_groups] for optimizer in phase.optimizers]
+    base_rates = [[group["lr"] for group in chosen.optimizer.param_groups] for chosen in phase.optimizers]
     session.reporter.begin(phase.name, phase.epochs, len(progress.history))
     for epoch in range(len(progress.history), phase.epochs):
-        factor = phase.schedule(epoch / phase.epochs)
-        for optimizer, rates in zip(phase.optimizers, base_rates, strict=True):
-            for group, rate in zip(optimizer.param_groups, rates, strict=True):
-                group["lr"] = rate * factor
+        for chosen, rates in zip(phase.optimizers, base_rates, strict=True):
+            for group, rate in zip(chosen.optimizer.param_groups, rates, strict=True):
+                group["lr"] = rate * chosen.factor(epoch / phase.epochs)
         scalars = _train_epoch(phase, store, session, epoch) | dict(phase.validate())
         progress.add(phase, scalars)
         _save(phase, progress, checkpoint)
@@ -176,11 +168,11 @@ def _train_epoch(phase: Phase, store: FeatureStore, session: Session, epoch: int
     for batch in store.shuffled("train", session.batch_size, seed, phase.reads, session.device):
         with session.autocast():
             losses = phase.step(batch, epoch)
-        for optimizer in phase.optimizers:
-            optimizer.zero_grad(set_to_none=True)
+        for chosen in phase.optimizers:
+            chosen.optimizer.zero_grad(set_to_none=True)
         losses["loss"].backward()  # type: ignore[no-untyped-call]
-        for optimizer in phase.optimizers:
-            optimizer.step()
+        for chosen in phase.optimizers:
+            chosen.optimizer.step()
         size = len(batch.ids)
         count += size
         for name, value in losses.items():
@@ -198,7 +190,7 @@ def _train_epoch(phase: Phase, store: FeatureStore, session: Session, epoch: int
 
 def _save(phase: Phase, progress: _Progress, path: Path) -> None:
     groups = {f"module.{name}": copy_state(module) for name, module in phase.modules.items()}
-    groups |= {f"optimizer.{i}": optimizer_state(optimizer) for i, optimizer in enumerate(phase.optimizers)}
+    groups |= {f"optimizer.{i}": optimizer_state(chosen.optimizer) for i, chosen in enumerate(phase.optimizers)}
     groups |= {f"best.{name}": state for name, (_, state) in progress.best.items()}
     facts = {"history": progress.history, "best": {name: value for name, (value, _) in progress.best.items()}}
     save_tensors(path, groups, facts)
@@ -207,8 +199,8 @@ def _save(phase: Phase, progress: _Progress, path: Path) -> None:
 def _restore(phase: Phase, path: Path) -> _Progress:
     groups, facts = load_tensors(path)
     _load(phase, {name.removeprefix("module."): state for name, state in groups.items()})
-    for number, optimizer in enumerate(phase.optimizers):
-        restore_optimizer(optimizer, groups.get(f"optimizer.{number}", {}))
+    for number, chosen in enumerate(phase.optimizers):
+        restore_optimizer(chosen.optimizer, groups.get(f"optimizer.{number}", {}))
     best = {name: (value, groups[f"best.{name}"]) for name, value in facts["best"].items()}
     return _Progress(facts["history"], best)
 

@@ -27,6 +27,7 @@ class ConsoleWatcher:
         self._tasks: dict[str, Any] = {}
         self._busy: Any = None
         self._writer: Any = None
+        self._told_no_tensorboard = False
 
     def __enter__(self) -> ConsoleWatcher:
         self._progress.start()
@@ -50,9 +51,6 @@ class ConsoleWatcher:
             self._busy = self._progress.add_task("measuring", total=None, said="")
         self._progress.update(self._busy, said=text)
 
-    def note(self, text: str) -> None:
-        self._progress.console.print(f"  [yellow]note:[/yellow] {text}", highlight=False)
-
     def begin(self, phase: str, epochs: int, done: int) -> None:
         self._tasks[phase] = self._progress.add_task(phase, total=epochs, completed=done, said="")
 
@@ -65,10 +63,12 @@ class ConsoleWatcher:
                 writer.add_scalar(f"{phase}/{name}", value, epoch)
 
     def _tensorboard(self) -> Any:
-        if self._writer is None:
+        if self._writer is None and not self._told_no_tensorboard:
             try:
                 from torch.utils.tensorboard import SummaryWriter
             except ImportError:
+                self._told_no_tensorboard = True
+                self.step("[yellow]note:[/yellow] tensorboard is not installed: its scalars are not written")
                 return None
             self._writer = SummaryWriter(self._folder)
         return self._writer

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import numpy as np
 import pytest
@@ -203,7 +204,7 @@ def test_optimizers_continue_exactly(name):
     def make():
         torch.manual_seed(0)
         net = nn.Linear(3, 2)
-        return net, OptimizerChoice(name, lr=0.1).build([net])
+        return net, OptimizerChoice(name, lr=0.1).build([net]).optimizer
 
     def step(net, optimizer):
         optimizer.zero_grad()
@@ -219,3 +220,13 @@ def test_optimizers_continue_exactly(name):
     restore_optimizer(fresh, state)
     step(other, fresh)
     assert _same(net, other)
+
+
+def test_a_student_of_several_phases_anneals_once():
+    """Cosine from 1 to 0 over 8 + 12 epochs: the second phase goes on where the first one ended."""
+    epochs = Epochs(collaborate=8, masks=1, distill=12)
+    net, choice, share = nn.Linear(1, 1), OptimizerChoice(schedule="cosine"), epochs.share_of_collaboration
+    first = choice.build([net], span=(0.0, share))
+    second = choice.build([net], span=(share, 1.0))
+    factors = [first.factor(e / 8) for e in range(8)] + [second.factor(e / 12) for e in range(12)]
+    assert factors == pytest.approx([0.5 * (1 + math.cos(math.pi * e / 20)) for e in range(20)])
