@@ -42,7 +42,7 @@ class MstOptions:
     mask: Literal["full", "compact"] = "compact"
     layers: Mapping[str, Sequence[str]] = field(default_factory=dict)
     masked_layers: int = 2
-    mutual: Literal["both", "learner"] = "learner"
+    mutual: Literal["both", "learner"] = "both"
     mutual_weight: float = 1.0
     teacher_weights: Literal["last", "best"] = "best"
     router: Literal["linear", "evidence"] = "evidence"
@@ -57,7 +57,6 @@ class MstOptions:
 
 PAPER: Mapping[str, Any] = {
     "mask": "full",
-    "mutual": "both",
     "teacher_weights": "last",
     "router": "linear",
     "balance_weight": 1.0,

@@ -35,7 +35,7 @@ def test_paper_decays_start_after_the_first_epoch():
 def test_presets_differ_where_they_should():
     paper, improved = method_options("mst", "paper", {}), method_options("mst", "improved", {})
     assert (paper.mask, paper.router, paper.mutual, paper.teacher_weights) == ("full", "linear", "both", "last")
-    assert (improved.mask, improved.router, improved.mutual) == ("compact", "evidence", "learner")
+    assert (improved.mask, improved.router, improved.mutual) == ("compact", "evidence", "both")
     assert method_options("mst", "paper", {"mask": "compact"}).mask == "compact"
 
 
