@@ -132,6 +132,20 @@ def make_specialised(
     Raises:
         UserError: the layer does not exist, is not reached, or its output is not ``(batch, C, ...)``.
     """
+    output = probe_layer(teacher, layer, shapes, where)
+    spatial = output.ndim > 2 and output.shape[2:].numel() > 1
+    if mask == "full" and spatial and output.ndim != 4:
+        raise UserError(f"full masks know maps (C, h, w); layer {layer!r} gives {tuple(output.shape[1:])}", where=where)
+    return SpecialisedTeacher(f"{teacher.name}:{layer}", teacher, layer, MASKS[mask](output.shape[1], spatial))
+
+
+@torch.no_grad()
+def probe_layer(teacher: Model, layer: str, shapes: Mapping[str, tuple[int, ...]], where: str) -> Tensor:
+    """What a teacher's layer gives for two samples of zeros, ``(2, C, ...)``.
+
+    Raises:
+        UserError: the layer does not exist, is not reached, or its output is not ``(batch, C, ...)``.
+    """
     seen: list[Tensor] = []
     found = find_layer(teacher.module, layer, where=where)
     handle = found.register_forward_hook(lambda _m, _i, output: seen.append(output))
@@ -145,8 +159,4 @@ def make_specialised(
         raise UserError(
             f"layer {layer!r} of teacher {teacher.name} gives no (batch, channels, ...) output", where=where
         )
-    output = seen[0]
-    spatial = output.ndim > 2 and output.shape[2:].numel() > 1
-    if mask == "full" and spatial and output.ndim != 4:
-        raise UserError(f"full masks know maps (C, h, w); layer {layer!r} gives {tuple(output.shape[1:])}", where=where)
-    return SpecialisedTeacher(f"{teacher.name}:{layer}", teacher, layer, MASKS[mask](output.shape[1], spatial))
+    return seen[0]

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from distill.training.phase import Reporter
+from mst_edge.core.extras import require_modules
 from mst_edge.core.files import write_json
 from mst_edge.core.provenance import provenance
 from mst_edge.recipe import Recipe
@@ -16,7 +17,7 @@ from mst_edge.run_folder import RunFolder
 from mst_edge.stages import deploy, variants
 from mst_edge.stages.data import prepare
 from mst_edge.stages.distill import STAGE as DISTILL
-from mst_edge.stages.distill import make_lab, pick_device, run_distill
+from mst_edge.stages.distill import checked_methods, make_lab, pick_device, run_distill
 from targets.target import get_target
 
 
@@ -47,15 +48,25 @@ class RunOptions:
 
 
 def run_recipe(recipe: Recipe, run: RunFolder, options: RunOptions, watcher: Watcher) -> dict[str, Any]:
-    """Runs what is not finished yet and returns the result; writes ``result.json`` and ``report.html``."""
+    """Runs what is not finished yet and returns the result; writes ``result.json`` and ``report.html``.
+
+    Nothing is written to the run's folder before all that the recipe names was found and fits.
+
+    Raises:
+        UserError: something in the recipe or in the data is wrong.
+    """
     targets = [get_target(name) for name in recipe.targets]  # fail on a wrong name before training
+    if options.until != "distill":
+        require_modules("onnx", "onnxscript")
     watcher.stage("data")
     data = prepare(recipe, options.data_root)
     trained = run.stage_result(DISTILL)
     if trained is None:
-        watcher.stage("distill")
         lab = make_lab(recipe, data, run, pick_device(options.device), watcher)
-        trained = run_distill(recipe, data, run, lab)
+        methods = checked_methods(recipe, lab)
+        watcher.stage("distill")
+        run.keep_recipe(recipe)
+        trained = run_distill(recipe, data, run, lab, methods)
     deployed = []
     made: dict[str, Any] = {"variants": []}
     if options.until != "distill":

@@ -15,14 +15,14 @@ from rich.console import Console
 from rich.table import Table
 
 from distill.lab import MULTIMODAL, Lab
-from distill.methods.base import METHODS, Workload
+from distill.methods.base import Workload
 from distill.networks.registry import Model
 from distill.training.features import Batch
 from distill.training.phase import Silent
 from mst_edge.recipe import Recipe
 from mst_edge.run_folder import RunFolder
 from mst_edge.stages.data import Data, prepare
-from mst_edge.stages.distill import make_lab, method_options, pick_device
+from mst_edge.stages.distill import checked_methods, make_lab, needs_teachers, pick_device
 from targets.target import get_target
 
 _STEPS = 4
@@ -82,16 +82,14 @@ def make_plan(recipe: Recipe, data_root: Path | None, device: str) -> Plan:
     data = prepare(recipe, data_root)
     lab = make_lab(recipe, data, RunFolder(Path("dry-run")), pick_device(device), Silent())
     prepared = time.perf_counter() - started
-    methods = list(dict.fromkeys([*recipe.distill.compare, recipe.distill.method]))
+    methods = checked_methods(recipe, lab)
     models = {"student": lab.new_student(), **{name: lab.new_teacher(name) for name in lab.teachers}}
     costs = {name: _cost(lab, model) for name, model in models.items()}
     work: list[Workload] = []
-    if any(name != "lone" for name in methods):
+    if needs_teachers(methods):
         work.append(Workload("lone_multimodal", lab.epochs.student, trained=[MULTIMODAL]))
-    for name in methods:
-        mine = name == recipe.distill.method
-        options = method_options(name, recipe.distill.preset if mine else "", recipe.distill.options if mine else {})
-        work += METHODS.get(name)(lab, options).workload()
+    for method in methods.values():
+        work += method.workload()
     steps = [Step("data", f"{len(data.dataset)} samples, split and featurised (done now)", prepared)]
     steps += [_training_step(phase, costs, len(data.splits["train"])) for phase in work]
     for target in targets:

@@ -49,6 +49,10 @@ class RunFolder:
         """The whole result, for people."""
         return self.path / "report.html"
 
+    def keep_recipe(self, recipe: Recipe) -> None:
+        """Writes the resolved recipe, which makes the folder a run's."""
+        write_text(self.recipe_file, recipe.to_yaml())
+
     def builds(self, target: str) -> Path:
         """Builds for one target."""
         return self.path / "builds" / target
@@ -82,8 +86,8 @@ class RunFolder:
         return result
 
 
-def begin(path: Path, recipe: Recipe, *, resume: bool) -> RunFolder:
-    """Opens a new run folder, or an earlier one of the same recipe with ``resume``.
+def open_run(path: Path, recipe: Recipe, *, resume: bool) -> RunFolder:
+    """A new run's folder, or with ``resume`` an earlier one of the same recipe. Writes nothing yet.
 
     Raises:
         UserError: the folder is in use, or was begun by another recipe.
@@ -93,8 +97,6 @@ def begin(path: Path, recipe: Recipe, *, resume: bool) -> RunFolder:
         if not resume:
             raise UserError("holds a run already", where=path, fix="continue it with --resume, or use another --out")
         require_same(recipe, yaml.safe_load(run.recipe_file.read_text(encoding="utf-8")), path)
-        return run
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+    elif path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise UserError("is not empty and holds no run", where=path, fix="use another --out")
-    write_text(run.recipe_file, recipe.to_yaml())
     return run

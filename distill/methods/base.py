@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from abc import ABC
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -32,7 +31,7 @@ class Workload:
     forward: Sequence[str] = ()
 
 
-class Method(ABC):
+class Method:
     """One objective. By default one stage in which the student learns from frozen, lone-trained teachers.
 
     A subclass writes ``loss``; one with stages of its own, extra modules or learning teachers
@@ -55,6 +54,13 @@ class Method(ABC):
     def loss(self, student: Tensor, teachers: Mapping[str, Tensor], batch: Batch, epoch: int) -> dict[str, Tensor]:
         """Scalars by name; ``loss`` is minimised."""
         raise NotImplementedError
+
+    def check(self) -> None:
+        """Called before anything is trained.
+
+        Raises:
+            UserError: an option does not fit the lab's networks or data.
+        """
 
     def workload(self) -> list[Workload]:
         """The phases that ``train`` will run, beside those of lone-trained teachers."""

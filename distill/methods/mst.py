@@ -10,12 +10,15 @@ import torch
 from torch import Tensor, nn
 
 from distill.lab import freeze
-from distill.masks import SpecialisedTeacher, make_specialised
+from distill.masks import SpecialisedTeacher, make_specialised, probe_layer
 from distill.methods.base import METHODS, Method, Workload
 from distill.networks.registry import Model
 from distill.router import EvidenceRouter, LinearRouter, balance_loss, top_k
 from distill.training.features import Batch
 from distill.training.phase import Phase
+from mst_edge.core.errors import unknown_name
+
+_LAYERS = "distill.options.layers"
 
 
 @dataclass(frozen=True)
@@ -72,6 +75,15 @@ class MstDistill(Method):
     name = "mst"
     Options: ClassVar[type] = MstOptions
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {"improved": {}, "paper": PAPER}
+
+    def check(self) -> None:
+        for name in self.options.layers:
+            if name not in self.lab.teachers:
+                raise unknown_name("teacher", name, self.lab.teachers, where=_LAYERS)
+        for name in self.lab.teachers:
+            teacher = self.lab.new_teacher(name)
+            for layer in self._layers(teacher):
+                probe_layer(teacher, layer, self.lab.store.shapes, _LAYERS)
 
     def workload(self) -> list[Workload]:
         epochs, teachers = self.lab.epochs, list(self.lab.teachers)
@@ -156,7 +168,7 @@ class MstDistill(Method):
     def _specialise(self, student: Model, teachers: Mapping[str, Model]) -> list[SpecialisedTeacher]:
         """Stage 2: each mask moves its teacher toward what the student can express."""
         specialised = [
-            make_specialised(teacher, layer, self.options.mask, self.lab.store.shapes, "distill.options.layers")
+            make_specialised(teacher, layer, self.options.mask, self.lab.store.shapes, _LAYERS)
             for teacher in teachers.values()
             for layer in self._layers(teacher)
         ]

@@ -12,6 +12,7 @@ import typer
 
 from mst_edge.cli import commands_bundle, commands_data, commands_run
 from mst_edge.core.errors import ExitCode, UserError
+from mst_edge.core.extras import EXTRA_OF, missing_module
 
 app = typer.Typer(
     name="mst-edge",
@@ -46,6 +47,9 @@ def main() -> None:
 
         if isinstance(error, BundleError):
             typer.echo(f"error: {error}", err=True)
+            sys.exit(ExitCode.USER_ERROR)
+        if isinstance(error, ModuleNotFoundError) and (error.name or "").partition(".")[0] in EXTRA_OF:
+            typer.echo(f"error: {missing_module(str(error.name).partition('.')[0])}", err=True)
             sys.exit(ExitCode.USER_ERROR)
         place = _keep_traceback()
         typer.echo(f"internal error: {type(error).__name__}: {error}\nthe traceback is in {place}", err=True)

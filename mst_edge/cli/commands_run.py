@@ -120,10 +120,10 @@ def _run(
     from mst_edge.cli.console import ConsoleWatcher
     from mst_edge.pipeline import RunOptions, run_recipe
     from mst_edge.report.table import print_result
-    from mst_edge.run_folder import begin
+    from mst_edge.run_folder import open_run
 
     folder = out or Path("runs") / f"{recipe.name}-{datetime.now():%Y%m%d-%H%M%S}"
-    store = begin(folder, recipe, resume=resume)
+    store = open_run(folder, recipe, resume=resume)
     _current_run.append(folder)
     with ConsoleWatcher(store.path / "tensorboard", quiet=as_json) as watcher:
         result = run_recipe(recipe, store, RunOptions(root, device, until), watcher)

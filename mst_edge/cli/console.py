@@ -30,7 +30,6 @@ class ConsoleWatcher:
         self._told_no_tensorboard = False
 
     def __enter__(self) -> ConsoleWatcher:
-        self._progress.start()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -47,11 +46,13 @@ class ConsoleWatcher:
         self._progress.console.print(f"  {text}", highlight=False)
 
     def busy(self, text: str) -> None:
+        self._progress.start()
         if self._busy is None:
             self._busy = self._progress.add_task("measuring", total=None, said="")
         self._progress.update(self._busy, said=text)
 
     def begin(self, phase: str, epochs: int, done: int) -> None:
+        self._progress.start()
         self._tasks[phase] = self._progress.add_task(phase, total=epochs, completed=done, said="")
 
     def epoch(self, phase: str, epoch: int, scalars: Mapping[str, float]) -> None:

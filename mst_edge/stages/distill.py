@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor
 
 from distill.lab import MULTIMODAL, Epochs, Lab, OptimizerChoice
-from distill.methods.base import METHODS
+from distill.methods.base import METHODS, Method
 from distill.networks.registry import Model, NetworkChoice
 from distill.student import Student, StudentSpec, save_student
 from distill.tasks import balanced_class_weights, make_task
@@ -79,27 +80,48 @@ def method_options(name: str, preset: str, said: dict[str, Any]) -> Any:
     return parse_options(cls.Options, {**presets.get(preset, {}), **said}, where="distill.options")
 
 
-def run_distill(recipe: Recipe, data: Data, run: RunFolder, lab: Lab) -> dict[str, Any]:
+def checked_methods(recipe: Recipe, lab: Lab) -> dict[str, Method]:
+    """The run's methods by name, the recipe's own last, once every network that they need could be built.
+
+    Raises:
+        UserError: an unknown method, preset, option, network or layer, or one that does not fit the data.
+    """
+    methods: dict[str, Method] = {}
+    for name in dict.fromkeys([*recipe.distill.compare, recipe.distill.method]):
+        mine = name == recipe.distill.method
+        options = method_options(name, recipe.distill.preset if mine else "", recipe.distill.options if mine else {})
+        methods[name] = METHODS.get(name)(lab, options)
+    lab.new_student()
+    if needs_teachers(methods):
+        for teacher in lab.teachers:
+            lab.new_teacher(teacher)
+    for method in methods.values():
+        method.check()
+    return methods
+
+
+def needs_teachers(methods: Iterable[str]) -> bool:
+    """Whether any of the methods distils."""
+    return any(name != "lone" for name in methods)
+
+
+def run_distill(recipe: Recipe, data: Data, run: RunFolder, lab: Lab, methods: Mapping[str, Method]) -> dict[str, Any]:
     """Trains everything that is not trained yet; writes the student and the stage's record."""
-    methods = list(dict.fromkeys([*recipe.distill.compare, recipe.distill.method]))
     models: list[dict[str, Any]] = []
     logits: dict[str, Tensor] = {}
     insights: dict[str, Any] = {}
     chosen: Model | None = None
-    if any(name != "lone" for name in methods):
+    if needs_teachers(methods):
         teacher = lab.trained_teacher(MULTIMODAL)
         logits["teacher"] = lab.logits(teacher, "test")
         models.append(_row(lab, "lone", "teacher", teacher, logits["teacher"]))
-    for name in methods:
-        mine = name == recipe.distill.method
-        options = method_options(name, recipe.distill.preset if mine else "", recipe.distill.options if mine else {})
-        method = METHODS.get(name)(lab, options)
+    for name, method in methods.items():
         student = method.train()
         logits[name] = lab.logits(student, "test")
         models.append(_row(lab, name, "student", student, logits[name]))
         if method.insights:
             insights[name] = method.insights
-        if mine:
+        if name == recipe.distill.method:
             chosen = student
     assert chosen is not None
     record = {

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
+import sys
 
 import numpy as np
 import pytest
 
 from mst_edge.cli.apps import app_names
-from tests.conftest import ROOT, mst_edge
+from tests.conftest import ROOT, mst_edge, write_arrays, write_small_recipe
 
 
 def test_help_lists_the_commands():
@@ -165,3 +166,22 @@ def test_text_from_the_data_is_escaped_in_the_page(finished_run, tmp_path):
 
 def test_shipped_modules_run_as_a_module():
     assert mst_edge("data", "--help", cwd=ROOT).code == 0
+
+
+@pytest.mark.parametrize(("module", "extra"), [("torch", "train"), ("onnxscript", "quantize")])
+def test_a_missing_extra_is_named_before_anything_is_trained(tmp_path, module, extra):
+    """As on the base install, which brings the device's side alone."""
+    recipe = write_small_recipe(tmp_path / "r.yaml", write_arrays(tmp_path / "data", samples=120))
+    code = f"import sys; sys.modules[{module!r}] = None; from mst_edge.cli.app import main; main()"
+    done = subprocess.run(
+        [sys.executable, "-c", code, "run", str(recipe), "--out", str(tmp_path / "out")],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=ROOT,
+    )
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1] == (
+        f"error: this needs {module}, which is not installed; pip install 'mst-edge[{extra}]'"
+    )
+    assert not (tmp_path / "out").exists()

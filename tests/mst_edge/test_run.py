@@ -16,6 +16,7 @@ import pytest
 import yaml
 
 from apps.runtime import Bundle
+from distill.methods.base import Method
 from distill.training.checkpoint import load_tensors
 from tests.conftest import ROOT, mst_edge, write_arrays, write_small_recipe
 
@@ -299,7 +300,7 @@ def test_bad_data_gives_one_line_and_nothing_half_written(tmp_path, what, says):
     assert done.code == 2
     assert says in done.err
     assert "Traceback" not in done.err
-    assert not (tmp_path / "out" / "distill").exists()
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(
@@ -311,6 +312,10 @@ def test_bad_data_gives_one_line_and_nothing_half_written(tmp_path, what, says):
         ("distill.method=mts", "unknown method 'mts'; did you mean 'mst'"),
         ("distill.preset=papers", "mst has no preset 'papers'"),
         ("distill.options={layers: {multimodal: [fuse]}}", "unknown layer 'fuse'; did you mean 'fused'"),
+        ("distill.options={layers: {multimodel: [fused]}}", "unknown teacher 'multimodel'; did you mean 'multimodal'"),
+        ("distill.options={temprature: 2}", "did you mean 'temperature'"),
+        ("distill.compare=[lone, kdd]", "unknown method 'kdd'"),
+        ("teachers.multimodal={network: fusino}", "teachers.multimodal.network: unknown network 'fusino'"),
         ("targets=[gpu]", "unknown target 'gpu'"),
         ("modalities={smell: {}}", "unknown modality 'smell'"),
         ("teachers.cross_modal={signal: {}}", "teachers.cross_modal: unknown modality"),
@@ -319,12 +324,10 @@ def test_bad_data_gives_one_line_and_nothing_half_written(tmp_path, what, says):
         ("distill.epochs.distill=0", "distill.epochs.distill"),
     ],
 )
-def test_a_wrong_recipe_gives_one_line_and_exit_code_2(finished_run, tmp_path, setting, says):
-    short = "distill.compare=[]"
-    done = mst_edge(
-        "run", finished_run.parent / "small.yaml", "--out", tmp_path / "out", "--set", short, "--set", setting
-    )
+def test_a_wrong_recipe_gives_one_line_and_exit_code_2_before_any_training(finished_run, tmp_path, setting, says):
+    done = mst_edge("run", finished_run.parent / "small.yaml", "--out", tmp_path / "out", "--set", setting)
     assert done.code == 2
+    assert not (tmp_path / "out").exists()
     line = [row for row in done.err.splitlines() if row.startswith("error:")]
     assert len(line) == 1
     assert says in line[0]
@@ -352,15 +355,10 @@ def test_our_own_bug_keeps_its_traceback_in_the_run_and_exits_3(tmp_path):
     assert "ZeroDivisionError" in trace.read_text()
 
 
-class Buggy:
+class Buggy(Method):
     """A method with a bug."""
 
-    from distill.methods.base import NoOptions as Options
-
     name = "buggy"
-
-    def __init__(self, lab, options):
-        self.insights = {}
 
     def train(self):
         return 1 / 0
