@@ -35,7 +35,8 @@ class ConsoleWatcher:
     def __exit__(self, *_: object) -> None:
         if self._busy is not None:
             self._progress.remove_task(self._busy)
-        self._progress.stop()
+        if self._progress.live.is_started:  # stopping prints an empty line even where nothing was begun
+            self._progress.stop()
         if self._writer is not None:
             self._writer.close()
 
