@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import shutil
 import subprocess
@@ -221,11 +222,11 @@ def test_prediction_never_imports_torch(bundle_folder, tmp_path):
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.skipif(not shutil.which("python3.10"), reason="python3.10 is not installed")
-def test_the_runtime_is_valid_python_3_10(bundle_folder):
-    version = subprocess.run(["python3.10", "--version"], capture_output=True, text=True, check=False)
-    if version.returncode:
-        pytest.skip("python3.10 does not start")
-    files = [str(path) for path in (bundle_folder / "runtime").glob("*.py")]
-    done = subprocess.run(["python3.10", "-m", "py_compile", *files], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+def test_the_runtime_is_written_in_python_3_10(bundle_folder):
+    """Its grammar; `make types` checks the names that it uses against the standard library of 3.10."""
+    files = list((bundle_folder / "runtime").glob("*.py"))
+    assert len(files) > 5
+    for file in files:
+        ast.parse(file.read_text(encoding="utf-8"), str(file), feature_version=(3, 10))
+    with pytest.raises(SyntaxError):
+        ast.parse("try:\n  pass\nexcept* OSError:\n  pass\n", feature_version=(3, 10))
