@@ -172,22 +172,37 @@ class Lab:
             where the model cannot be split, or where keeping it would take more than 256 MB.
         """
         split = split_at(model, layer)
-        if split is None:
-            return None
+        tables = None if split is None else self.keep(split.before, model.reads)
+        return None if split is None or tables is None else (split, tables)
+
+    @torch.no_grad()
+    def keep(
+        self, compute: Callable[[Mapping[str, Tensor]], tuple[Tensor, ...]], reads: Sequence[str]
+    ) -> list[Tensor] | None:
+        """What a frozen function gives for train and validation samples, computed once.
+
+        Returns:
+            Per tensor, ``(all samples, ...)``; rows of test samples are zero. None where an output has
+            not one row per sample, or where keeping them would take more than 256 MB.
+        """
         tables: list[Tensor] = []
         for part in ("train", "val"):
-            for batch in self.store.in_order(part, 256, model.reads, self.session.device):
+            for batch in self.store.in_order(part, 256, reads, self.session.device):
                 with self.session.autocast():
-                    rows = split.before(batch.inputs)
+                    rows = compute(batch.inputs)
                 if not has_one_row_per_sample(rows, len(batch.ids)):
                     return None
                 if not tables:
-                    if row_bytes(rows) * len(self.store.dataset) > _MOST_KEPT_BYTES:
+                    if not self.can_keep(row_bytes(rows)):
                         return None
                     tables = [row.new_zeros(len(self.store.dataset), *row.shape[1:], device="cpu") for row in rows]
                 for table, row in zip(tables, rows, strict=True):
                     table[batch.ids] = row.cpu()
-        return split, tables
+        return tables
+
+    def can_keep(self, bytes_per_sample: int) -> bool:
+        """Whether ``keep`` would keep that much of every sample."""
+        return bytes_per_sample * len(self.store.dataset) <= _MOST_KEPT_BYTES
 
 
 def freeze(model: Model) -> Model:
