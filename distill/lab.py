@@ -61,6 +61,10 @@ class Epochs:
         """The part of a student's epochs that collaboration takes, in [0, 1]."""
         return self.collaborate / self.student
 
+    def part_of_student(self, share: float) -> int:
+        """Epochs of a stage that takes ``share`` of a student's: at least one, and not all of them."""
+        return min(max(1, round(share * self.student)), self.student - 1)
+
 
 @dataclass
 class Lab:
@@ -123,6 +127,12 @@ class Lab:
         if name not in self._trained:
             self._trained[name] = freeze(self.train_alone(f"lone_{name}", self.new_teacher(name)))
         return self._trained[name]
+
+    def learning_teacher(self, name: str) -> Model:
+        """A copy of the lone-trained teacher ``name`` that may go on learning."""
+        model = self.new_teacher(name)
+        model.module.load_state_dict(self.trained_teacher(name).module.state_dict())
+        return model
 
     def lone_student(self) -> Model:
         """The student trained alone on the task."""

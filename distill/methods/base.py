@@ -54,6 +54,12 @@ class Method(ABC):
     A subclass writes ``loss``; one with stages of its own, extra modules or learning teachers
     overrides ``train``. What exists only for training stays out of the returned student. ``insights``
     holds JSON-able facts for the report.
+
+    Attributes:
+        teacher: name of the teacher that the options choose; ``multimodal`` where they offer no choice.
+
+    Raises:
+        UserError: the lab has no such teacher.
     """
 
     Options: ClassVar[type] = TeacherOptions
@@ -63,17 +69,9 @@ class Method(ABC):
         self.lab = lab
         self.options = options
         self.insights: dict[str, Any] = {}
-
-    @property
-    def teacher(self) -> str:
-        """Name of the teacher that the options choose.
-
-        Raises:
-            UserError: the lab has no such teacher.
-        """
-        if self.options.teacher not in self.lab.teachers:
-            raise unknown_name("teacher", self.options.teacher, self.lab.teachers, where="distill.options.teacher")
-        return self.options.teacher
+        self.teacher: str = getattr(options, "teacher", MULTIMODAL)
+        if self.teacher not in lab.teachers:
+            raise unknown_name("teacher", self.teacher, lab.teachers, where="distill.options.teacher")
 
     def teachers(self) -> Mapping[str, Model]:
         """The frozen teachers whose logits ``loss`` gets."""
@@ -93,21 +91,10 @@ class Method(ABC):
             return []
         return [Workload(f"lone_{self.teacher}", self.lab.epochs.student, trained=[self.teacher])]
 
-    def learning_teacher(self) -> Model:
-        """A copy of the chosen teacher, lone-trained, that may go on learning with the student."""
-        model = self.lab.new_teacher(self.teacher)
-        model.module.load_state_dict(self.lab.trained_teacher(self.teacher).module.state_dict())
-        return model
-
     def weighted(self, losses: dict[str, Tensor]) -> dict[str, Tensor]:
         """Adds ``loss``: the sum of all losses, each times the option ``<its name>_weight``."""
         total = torch.stack([getattr(self.options, f"{name}_weight") * value for name, value in losses.items()]).sum()
         return {"loss": total, **losses}
-
-    def share_of_budget(self, share: float) -> int:
-        """Epochs of a stage that takes ``share`` of the student's: at least one, and not all of them."""
-        budget = self.lab.epochs.student
-        return min(max(1, round(share * budget)), budget - 1)
 
     def seed_helpers(self) -> None:
         """Seeds the initial weights of what is made next, by the session's seed and the method's name."""

@@ -50,7 +50,7 @@ class FitNets(KnowledgeDistillation):
     @property
     def hint_epochs(self) -> int:
         """Epochs of the first stage."""
-        return self.share_of_budget(self.options.hint_share)
+        return self.lab.epochs.part_of_student(self.options.hint_share)
 
     def workload(self) -> list[Workload]:
         _, teacher_tap = self._taps(self.lab.new_student(), self.lab.new_teacher(self.teacher))

@@ -13,6 +13,8 @@ from distill.methods.base import METHODS
 from distill.methods.feature_based import FeatureMethod, FeatureOptions
 from distill.training.features import Batch
 
+_TINY = 1e-12
+
 
 @dataclass(frozen=True)
 class RkdOptions(FeatureOptions):
@@ -60,19 +62,35 @@ class Relations(nn.Module):
 
 def distances(features: Tensor) -> Tensor:
     """``(B, B)`` Euclidean distances of ``(B, d)`` features, divided by their mean over distinct pairs (eq. 5)."""
-    apart = _differences(features).square().sum(dim=2).clamp_min(1e-12).sqrt()
-    apart = apart * (1 - torch.eye(len(features), device=features.device))
-    return apart / apart.sum().clamp_min(1e-12) * (len(features) * (len(features) - 1))
+    count = len(features)
+    apart = _squared_distances(_gram(features)).clamp_min(_TINY).sqrt()
+    apart = apart * (1 - torch.eye(count, device=features.device))
+    return apart / apart.sum() * (count * (count - 1))
 
 
 def angles(features: Tensor) -> Tensor:
-    """``(B, B, B)`` cosines: entry ``[j, i, k]`` is that of the angle at sample j between samples i and k (eq. 7)."""
+    """``(B, B, B)`` cosines of ``(B, d)`` features (eq. 7): entry ``[j, i, k]`` is that of the angle at j from i to k.
+
+    0 where two of the three coincide: there is no angle.
+    """
+    gram = _gram(features)
+    squared = _squared_distances(gram)
+    # Below this the rounding of the products is larger than the distance.
+    smallest = (1e-5 * squared.mean()).clamp_min(_TINY)
+    lengths, apart = squared.clamp_min(smallest).sqrt(), squared > smallest
+    # (f_i - f_j)(f_k - f_j) without a tensor of all differences: B^3 numbers instead of B^2 d.
+    products = gram[None] - gram[:, :, None] - gram[:, None, :] + gram.diagonal()[:, None, None]
+    cosines = products / (lengths[:, :, None] * lengths[:, None, :])
+    return cosines * (apart[:, :, None] & apart[:, None, :])
+
+
+def _gram(features: Tensor) -> Tensor:
+    """``(B, B)`` inner products about the batch's mean, which no relation depends on."""
+    centred = features - features.mean(dim=0)
     # Inside autocast the products would be rounded to bfloat16.
     with torch.autocast(features.device.type, enabled=False):
-        directions = functional.normalize(_differences(features.float()), dim=2)
-        return directions @ directions.transpose(1, 2)
+        return centred @ centred.T
 
 
-def _differences(features: Tensor) -> Tensor:
-    """``(B, B, d)``: entry ``[j, i]`` leads from sample j to sample i."""
-    return features[None] - features[:, None]
+def _squared_distances(gram: Tensor) -> Tensor:
+    return gram.diagonal()[:, None] + gram.diagonal() - 2 * gram

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from distill.lab import MULTIMODAL, Epochs, Lab, OptimizerChoice
-from distill.methods.base import METHODS
+from distill.methods.base import METHODS, Method
 from distill.networks.registry import Model, NetworkChoice
 from distill.student import Student, StudentSpec, save_student
 from distill.tasks import balanced_class_weights, make_task
@@ -81,7 +81,7 @@ def method_options(name: str, preset: str, said: dict[str, Any]) -> Any:
 
 def run_distill(recipe: Recipe, data: Data, run: RunFolder, lab: Lab) -> dict[str, Any]:
     """Trains everything that is not trained yet; writes the student and the stage's record."""
-    methods = list(dict.fromkeys([*recipe.distill.compare, recipe.distill.method]))
+    methods = _methods(recipe, lab)
     models: list[dict[str, Any]] = []
     logits: dict[str, Tensor] = {}
     insights: dict[str, Any] = {}
@@ -90,16 +90,13 @@ def run_distill(recipe: Recipe, data: Data, run: RunFolder, lab: Lab) -> dict[st
         teacher = lab.trained_teacher(MULTIMODAL)
         logits["teacher"] = lab.logits(teacher, "test")
         models.append(_row(lab, "lone", "teacher", teacher, logits["teacher"]))
-    for name in methods:
-        mine = name == recipe.distill.method
-        options = method_options(name, recipe.distill.preset if mine else "", recipe.distill.options if mine else {})
-        method = METHODS.get(name)(lab, options)
+    for name, method in methods.items():
         student = method.train()
         logits[name] = lab.logits(student, "test")
         models.append(_row(lab, name, "student", student, logits[name]))
         if method.insights:
             insights[name] = method.insights
-        if mine:
+        if name == recipe.distill.method:
             chosen = student
     assert chosen is not None
     record = {
@@ -116,6 +113,17 @@ def run_distill(recipe: Recipe, data: Data, run: RunFolder, lab: Lab) -> dict[st
     _save(recipe, data, run, lab, chosen, record)
     run.finish_stage(STAGE, record)
     return record
+
+
+def _methods(recipe: Recipe, lab: Lab) -> dict[str, Method]:
+    """The compared methods, then the recipe's own: made before any is trained, so that wrong options are told first."""
+    said = recipe.distill
+    methods: dict[str, Method] = {}
+    for name in dict.fromkeys([*said.compare, said.method]):
+        mine = name == said.method
+        options = method_options(name, said.preset if mine else "", said.options if mine else {})
+        methods[name] = METHODS.get(name)(lab, options)
+    return methods
 
 
 def _save(recipe: Recipe, data: Data, run: RunFolder, lab: Lab, model: Model, record: dict[str, Any]) -> None:

@@ -366,6 +366,16 @@ class Buggy:
         return 1 / 0
 
 
+def test_an_unknown_teacher_is_told_before_anything_is_trained(tmp_path):
+    data = write_arrays(tmp_path / "data", samples=120)
+    distill = {"method": "rkd", "options": {"teacher": "fact"}, "compare": ["lone"]}
+    recipe = write_small_recipe(tmp_path / "r.yaml", data, distill=distill)
+    done = mst_edge("distill", recipe, "--out", tmp_path / "out")
+    assert done.code == 2
+    assert "distill.options.teacher: unknown teacher 'fact'; did you mean 'facts'?" in done.err
+    assert not list((tmp_path / "out").rglob("*.safetensors"))
+
+
 def test_resume_needs_a_folder(finished_run):
     done = mst_edge("run", finished_run.parent / "small.yaml", "--resume")
     assert done.code == 2

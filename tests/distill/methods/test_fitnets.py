@@ -22,7 +22,7 @@ def test_the_hint_loss_against_the_formula():
         np.mean((g.numpy() @ r.weight.detach().numpy().T + r.bias.detach().numpy() - h.numpy()) ** 2)
         for r, g, h in zip(regressors, guided, hints, strict=True)
     )
-    assert float(hint_distance(regressors, guided, hints)) == pytest.approx(wanted, rel=1e-5)
+    assert hint_distance(regressors, guided, hints).item() == pytest.approx(wanted, rel=1e-5)
 
 
 def test_hints_train_everything_below_the_guided_layer_and_nothing_above(store, tmp_path):  # noqa: F811

@@ -38,10 +38,13 @@ def test_every_method_has_a_frozen_documented_set_of_options(name):
 
 @pytest.mark.parametrize("name", FROM_ONE_TEACHER)
 def test_an_unknown_teacher_is_told_with_the_known_ones(store, tmp_path, name):  # noqa: F811
-    method = make_method(name, make_lab(store, tmp_path), teacher="fact")
-    for ask in (method.workload, method.train):
-        with pytest.raises(UserError, match=r"distill\.options\.teacher: unknown teacher 'fact'; .*facts, multimodal"):
-            ask()
+    with pytest.raises(UserError, match=r"distill\.options\.teacher: unknown teacher 'fact'; .*facts, multimodal"):
+        make_method(name, make_lab(store, tmp_path), teacher="fact")
+
+
+def test_a_recipes_lists_become_options():
+    assert method_options("mlld", "", {"temperatures": [1, 4]}).temperatures == [1, 4]
+    assert method_options("fitnets", "", {"student_layers": ["blocks"]}).student_layers == ["blocks"]
 
 
 @pytest.mark.parametrize("name", FROM_ONE_TEACHER)

@@ -72,11 +72,21 @@ def test_angles_look_at_the_first_samples_only_where_told():
     assert angles(torch.tensor(S[:4])).shape == (4, 4, 4)
 
 
-def test_coinciding_samples_give_finite_gradients():
-    s = torch.zeros(5, 3, requires_grad=True)
+@pytest.mark.parametrize("features", [torch.zeros(5, 3), torch.tensor([[1.0, 2, 3]] * 3 + [[4.0, 5, 6]] * 2) / 3])
+def test_coinciding_samples_give_finite_losses_and_gradients_and_no_angle(features):
+    s = features.requires_grad_()
     losses = Relations(8)(s, torch.randn(5, 4), None)
     (losses["distance"] + losses["angle"]).backward()
     assert torch.isfinite(s.grad).all()
+    assert angles(s.detach()).abs().max() <= 1 + 1e-5
+    assert angles(s.detach())[0, 1].abs().max() == 0
+
+
+def test_relations_survive_float32_far_from_the_origin():
+    s = torch.tensor(S, dtype=torch.float32)
+    moved = s + 100
+    assert torch.allclose(distances(moved), distances(s), atol=1e-3)
+    assert torch.allclose(angles(moved), angles(s), atol=1e-3)
 
 
 def test_the_loss_is_the_weighted_sum(store, tmp_path):  # noqa: F811
