@@ -7,7 +7,9 @@ import torch
 from torch import nn
 
 from distill import lab as lab_module
-from distill.networks.registry import Model
+from distill.methods.ofa import exit_branch
+from distill.networks.registry import Model, NetworkChoice, build_model
+from distill.suffix import split_at
 from distill.taps import FrozenFeatures, Tap, embedding_layer, maskable_layers, pooled
 from mst_edge.core.errors import UserError
 from tests.distill.test_training import make_lab, store  # noqa: F401
@@ -102,3 +104,25 @@ def test_frozen_features_are_kept_below_the_limit_and_recomputed_above(store, tm
         assert torch.allclose(one, other, atol=1e-5)
         assert not other.requires_grad
         assert one.abs().sum() > 0
+
+
+@pytest.mark.parametrize(
+    ("network", "shapes", "layer", "width"),
+    [
+        ("mlp", {"x": (9,)}, "embed", 64),
+        ("tcn", {"x": (3, 20)}, "embed", 64),
+        ("small_cnn", {"x": (1, 16, 16)}, "embed", 64),
+        ("ds_cnn", {"x": (1, 49, 10)}, "embed", 64),
+        ("lenet5", {"x": (1, 28, 28)}, "embed", 84),
+        ("avmnist_audio_cnn", {"x": (1, 32, 32)}, "embed", 128 * 16),
+        ("avmnist_teacher", {"x": (1, 28, 28), "y": (1, 112, 112)}, "fusion1", 298),
+        ("fusion", {"x": (9,), "y": (3, 20)}, "hidden", 128),
+    ],
+)
+def test_every_network_of_ours_can_be_tapped_where_methods_look_by_default(network, shapes, layer, width):
+    model = build_model("m", NetworkChoice(network), shapes, 5, where="here")
+    assert embedding_layer(model, "", where="here") == layer
+    tap = Tap(model, [layer, *maskable_layers(model, where="here")], shapes, where="here")
+    assert tap.widths[0] == width
+    assert all(exit_branch(shape, 5)(torch.zeros(2, *shape)).shape == (2, 5) for shape in tap.feature_shapes)
+    assert split_at(model, model.maskable[-1]) is not None
