@@ -92,7 +92,8 @@ def test_a_network_without_embedding_or_maskable_layers_is_told_with_a_fix():
 
 def test_frozen_features_are_kept_below_the_limit_and_recomputed_above(store, tmp_path, monkeypatch):  # noqa: F811
     lab = make_lab(store, tmp_path)
-    teacher = lab_module.freeze(lab.new_teacher("multimodal"))
+    teacher = lab.new_teacher("multimodal")
+    teacher.module.eval()
     tap = Tap(teacher, ["fused", "hidden"], store.shapes, where="here")
     kept = FrozenFeatures(lab, tap)
     assert (kept.reads, kept.recomputed(lab, tap)) == ((), False)

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from distill.methods.ofa import exit_branch, ofa_loss
+from distill.training.checkpoint import load_tensors
 from mst_edge.core.errors import UserError
 from tests.distill.methods.helpers import cross_entropy, make_method, require_exact_resume, require_it_teaches, softmax
 from tests.distill.test_training import make_lab, store  # noqa: F401
@@ -78,6 +79,10 @@ def test_it_teaches_through_an_exit_per_maskable_layer(store, tmp_path):  # noqa
     require_it_teaches(method)
     history = method.lab.histories["ofa"]
     assert history[-1]["exits"] < history[0]["exits"]
+    groups, _ = load_tensors(tmp_path / "ofa" / "final.safetensors")
+    biases = [value for name, value in groups["exits"].items() if name in ("0.17.bias", "1.2.bias")]
+    assert len(biases) == 2  # of the map and of the vector; zero at first
+    assert all(bias.any() for bias in biases)
 
 
 def test_exits_alone_teach_the_layers_below_them_and_leave_the_head(store, tmp_path):  # noqa: F811
