@@ -33,6 +33,11 @@ def same(one, other) -> bool:
     return states[0].keys() == states[1].keys() and all(torch.equal(states[0][k], states[1][k]) for k in states[0])
 
 
+def no_parameter_in_common(one, other) -> bool:
+    """Whether every learned tensor of ``one`` differs from its counterpart: what learned, learned everywhere."""
+    return not any(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
+
+
 def require_it_teaches(method):
     """Trains end to end: the student is of the same make as any other, has learned, and not what lone learns."""
     lab = method.lab

@@ -9,6 +9,7 @@ from torch import nn
 
 from distill.lab import Epochs
 from distill.methods.fitnets import hint_distance
+from distill.training.checkpoint import load_tensors
 from mst_edge.core.errors import UserError
 from tests.distill.methods.helpers import make_method, require_exact_resume, require_it_teaches
 from tests.distill.test_training import make_lab, store  # noqa: F401
@@ -33,6 +34,10 @@ def test_hints_train_everything_below_the_guided_layer_and_nothing_above(store, 
     moved = {name for name, p in student.module.named_parameters() if not torch.equal(p, before[name])}
     below = {name for name in before if name.startswith(("stem.", "blocks."))}
     assert moved == below
+    groups, _ = load_tensors(tmp_path / "fitnets_hints" / "final.safetensors")
+    method.seed_helpers()
+    initial = nn.Linear(*reversed(groups["regressors"]["0.weight"].shape))
+    assert not torch.equal(groups["regressors"]["0.weight"], initial.weight)
     history = method.lab.histories["fitnets_hints"]
     assert all(row["val_hint"] > 0 for row in history)
 

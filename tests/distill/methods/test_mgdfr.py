@@ -11,7 +11,7 @@ from distill.lab import freeze
 from distill.methods.mgdfr import saliency, without
 from distill.networks.registry import Model
 from mst_edge.core.errors import UserError
-from tests.distill.methods.helpers import make_method, require_exact_resume, require_it_teaches, same
+from tests.distill.methods.helpers import make_method, no_parameter_in_common, require_exact_resume, require_it_teaches
 from tests.distill.test_training import make_lab, store  # noqa: F401
 
 
@@ -107,7 +107,7 @@ def test_joint_learning_pulls_the_logits_together(store, tmp_path):  # noqa: F81
     method._learn_together(student, teacher)
     history = method.lab.histories["mgdfr_joint"]
     assert history[-1]["apart"] < history[0]["apart"]
-    assert not same(teacher.module, method.lab.trained_teacher("multimodal").module)
+    assert no_parameter_in_common(teacher.module, method.lab.trained_teacher("multimodal").module)
 
 
 @pytest.mark.parametrize(("phase", "at"), [("mgdfr_joint", 0), ("mgdfr", 0)])
