@@ -61,6 +61,10 @@ class Epochs:
         """The part of a student's epochs that collaboration takes, in [0, 1]."""
         return self.collaborate / self.student
 
+    def part_of_student(self, share: float) -> int:
+        """Epochs of a stage that takes ``share`` of a student's: at least one, and not all of them."""
+        return min(max(1, round(share * self.student)), self.student - 1)
+
 
 @dataclass
 class Lab:
@@ -124,6 +128,12 @@ class Lab:
             self._trained[name] = freeze(self.train_alone(f"lone_{name}", self.new_teacher(name)))
         return self._trained[name]
 
+    def learning_teacher(self, name: str) -> Model:
+        """A copy of the lone-trained teacher ``name`` that may go on learning."""
+        model = self.new_teacher(name)
+        model.module.load_state_dict(self.trained_teacher(name).module.state_dict())
+        return model
+
     def lone_student(self) -> Model:
         """The student trained alone on the task."""
         if "student" not in self._trained:
@@ -172,22 +182,37 @@ class Lab:
             where the model cannot be split, or where keeping it would take more than 256 MB.
         """
         split = split_at(model, layer)
-        if split is None:
-            return None
+        tables = None if split is None else self.keep(split.before, model.reads)
+        return None if split is None or tables is None else (split, tables)
+
+    @torch.no_grad()
+    def keep(
+        self, compute: Callable[[Mapping[str, Tensor]], tuple[Tensor, ...]], reads: Sequence[str]
+    ) -> list[Tensor] | None:
+        """What a frozen function gives for train and validation samples, computed once.
+
+        Returns:
+            Per tensor, ``(all samples, ...)``; rows of test samples are zero. None where an output has
+            not one row per sample, or where keeping them would take more than 256 MB.
+        """
         tables: list[Tensor] = []
         for part in ("train", "val"):
-            for batch in self.store.in_order(part, 256, model.reads, self.session.device):
+            for batch in self.store.in_order(part, 256, reads, self.session.device):
                 with self.session.autocast():
-                    rows = split.before(batch.inputs)
+                    rows = compute(batch.inputs)
                 if not has_one_row_per_sample(rows, len(batch.ids)):
                     return None
                 if not tables:
-                    if row_bytes(rows) * len(self.store.dataset) > _MOST_KEPT_BYTES:
+                    if not self.can_keep(row_bytes(rows)):
                         return None
                     tables = [row.new_zeros(len(self.store.dataset), *row.shape[1:], device="cpu") for row in rows]
                 for table, row in zip(tables, rows, strict=True):
                     table[batch.ids] = row.cpu()
-        return split, tables
+        return tables
+
+    def can_keep(self, bytes_per_sample: int) -> bool:
+        """Whether ``keep`` would keep that much of every sample."""
+        return bytes_per_sample * len(self.store.dataset) <= _MOST_KEPT_BYTES
 
 
 def freeze(model: Model) -> Model:

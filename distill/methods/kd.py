@@ -1,4 +1,4 @@
-"""Plain knowledge distillation from the multimodal teacher (Hinton and others, arXiv 1503.02531)."""
+"""Plain knowledge distillation from one teacher (Hinton and others, arXiv 1503.02531)."""
 
 from __future__ import annotations
 
@@ -8,14 +8,19 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from distill.lab import MULTIMODAL
-from distill.methods.base import METHODS, Method
+from distill.methods.base import METHODS, Method, TeacherOptions
 from distill.training.features import Batch
 
 
 @dataclass(frozen=True)
-class KdOptions:
-    """``(1 - alpha) CE + alpha KD`` at ``temperature``."""
+class KdOptions(TeacherOptions):
+    """``(1 - alpha) CE + alpha KD`` at ``temperature``.
+
+    Attributes:
+        teacher: ``multimodal``, or the modality that a cross-modal teacher reads.
+        temperature: softens both sides of KD.
+        alpha: share of KD in the loss, in [0, 1].
+    """
 
     temperature: float = 4.0
     alpha: float = 0.5
@@ -23,13 +28,13 @@ class KdOptions:
 
 @METHODS.register("kd")
 class KnowledgeDistillation(Method):
-    """The student imitates the softened probabilities of the lone-trained multimodal teacher."""
+    """The student imitates the softened probabilities of a lone-trained teacher."""
 
     name = "kd"
     Options: ClassVar[type] = KdOptions
 
     def loss(self, student: Tensor, teachers: Mapping[str, Tensor], batch: Batch, epoch: int) -> dict[str, Tensor]:
         task = self.lab.task.loss(student, batch.target)
-        kd = self.lab.task.kd(student, teachers[MULTIMODAL], self.options.temperature)
+        kd = self.lab.task.kd(student, teachers[self.teacher], self.options.temperature)
         alpha = self.options.alpha
         return {"loss": (1 - alpha) * task + alpha * kd, "task": task, "kd": kd}

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from distill.methods.base import METHODS, Method, Workload
+from typing import ClassVar
+
+from distill.methods.base import METHODS, Method, NoOptions, Workload
 from distill.networks.registry import Model
 
 
@@ -11,6 +13,7 @@ class Lone(Method):
     """The student alone."""
 
     name = "lone"
+    Options: ClassVar[type] = NoOptions
 
     def workload(self) -> list[Workload]:
         return [Workload("lone_student", self.lab.epochs.student, trained=["student"])]

@@ -315,6 +315,13 @@ def test_bad_data_gives_one_line_and_nothing_half_written(tmp_path, what, says):
         ("distill.options={layers: {multimodel: [fused]}}", "unknown teacher 'multimodel'; did you mean 'multimodal'"),
         ("distill.options={temprature: 2}", "did you mean 'temperature'"),
         ("distill.compare=[lone, kdd]", "unknown method 'kdd'"),
+        ("distill={method: kd, options: {teacher: smell}}", "distill.options.teacher: unknown teacher 'smell'"),
+        ("distill={method: rkd, options: {student_layer: tail}}", "student_layer: unknown layer 'tail'"),
+        ("distill={method: crd, options: {teacher_layer: tail}}", "teacher_layer: unknown layer 'tail'"),
+        ("distill={method: c2kd, options: {student_layer: tail}}", "student_layer: unknown layer 'tail'"),
+        ("distill={method: ofa, options: {layers: [tail]}}", "layers: unknown layer 'tail'"),
+        ("distill={method: fitnets, options: {student_layers: [tail]}}", "student_layers: unknown layer 'tail'"),
+        ("distill={method: mgdfr, options: {teacher_layer: tail}}", "teacher_layer: unknown layer 'tail'"),
         ("teachers.multimodal={network: fusino}", "teachers.multimodal.network: unknown network 'fusino'"),
         ("targets=[gpu]", "unknown target 'gpu'"),
         ("modalities={smell: {}}", "unknown modality 'smell'"),
@@ -362,6 +369,16 @@ class Buggy(Method):
 
     def train(self):
         return 1 / 0
+
+
+def test_an_unknown_teacher_is_told_before_anything_is_trained(tmp_path):
+    data = write_arrays(tmp_path / "data", samples=120)
+    distill = {"method": "rkd", "options": {"teacher": "fact"}, "compare": ["lone"]}
+    recipe = write_small_recipe(tmp_path / "r.yaml", data, distill=distill)
+    done = mst_edge("distill", recipe, "--out", tmp_path / "out")
+    assert done.code == 2
+    assert "distill.options.teacher: unknown teacher 'fact'; did you mean 'facts'?" in done.err
+    assert not list((tmp_path / "out").rglob("*.safetensors"))
 
 
 def test_resume_needs_a_folder(finished_run):
