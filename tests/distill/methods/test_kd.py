@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
 
+from distill.lab import Epochs
 from distill.methods.base import METHODS
 from distill.training.features import Batch
 from mst_edge.core.errors import UserError
@@ -64,3 +67,15 @@ def test_a_cross_modal_teacher_is_trained_on_its_own_modality_and_listened_to(st
     lab = make_lab(store, tmp_path)
     require_it_teaches(make_method("kd", lab, teacher="facts"))
     assert [name for name in lab.histories if name.startswith("lone_")] == ["lone_facts", "lone_student"]
+
+
+@pytest.mark.parametrize("name", FROM_ONE_TEACHER)
+def test_bf16_autocast_changes_the_losses_little(store, tmp_path, name):  # noqa: F811
+    losses = []
+    for bf16 in (False, True):
+        lab = make_lab(store, tmp_path / str(bf16), epochs=Epochs(1, 1, 1))
+        lab = dataclasses.replace(lab, session=dataclasses.replace(lab.session, bf16=bf16))
+        make_method(name, lab).train()
+        losses.append(lab.histories[name][0]["loss"])
+    assert losses[1] != losses[0]
+    assert losses[1] == pytest.approx(losses[0], rel=0.1)
