@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import re
 import shlex
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import yaml
 
+from distill.methods.base import METHODS
 from mst_edge.recipe import Recipe, load_recipe
 from tests.conftest import ROOT
 
@@ -95,6 +97,15 @@ def test_the_page_of_recipe_keys_is_complete_and_shows_the_defaults(tmp_path):
 
 # What the page sets to something, for illustration.
 _EXAMPLES = {"name", "dataset.path", "dataset.name", "student.modality"}
+
+
+def test_every_method_and_each_of_its_options_is_on_a_page():
+    methods = (ROOT / "docs" / "methods.md").read_text(encoding="utf-8")
+    mst = (ROOT / "docs" / "mst_distill.md").read_text(encoding="utf-8")
+    for name in METHODS.names():
+        assert f"| `{name}` |" in methods
+        for option in dataclasses.fields(METHODS.get(name).Options):
+            assert f"`{option.name}`" in (mst if name == "mst" else methods), f"{name}: {option.name}"
 
 
 def _flat(tree: object, prefix: str = "") -> dict[str, object]:
