@@ -15,14 +15,14 @@ from rich.console import Console
 from rich.table import Table
 
 from distill.lab import MULTIMODAL, Lab
-from distill.methods.base import METHODS, Workload
+from distill.methods.base import Workload
 from distill.networks.registry import Model
 from distill.training.features import Batch
 from distill.training.phase import Silent
 from mst_edge.recipe import Recipe
 from mst_edge.run_folder import RunFolder
 from mst_edge.stages.data import Data, prepare
-from mst_edge.stages.distill import make_lab, method_options, pick_device
+from mst_edge.stages.distill import make_lab, make_method, pick_device
 from targets.target import get_target
 
 _STEPS = 4
@@ -89,9 +89,7 @@ def make_plan(recipe: Recipe, data_root: Path | None, device: str) -> Plan:
     if any(name != "lone" for name in methods):
         work.append(Workload("lone_multimodal", lab.epochs.student, trained=[MULTIMODAL]))
     for name in methods:
-        mine = name == recipe.distill.method
-        options = method_options(name, recipe.distill.preset if mine else "", recipe.distill.options if mine else {})
-        work += METHODS.get(name)(lab, options).workload()
+        work += make_method(recipe, lab, name).workload()
     steps = [Step("data", f"{len(data.dataset)} samples, split and featurised (done now)", prepared)]
     steps += [_training_step(phase, costs, len(data.splits["train"])) for phase in work]
     for target in targets:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from distill.lab import MULTIMODAL, Epochs, Lab, OptimizerChoice
-from distill.methods.base import METHODS
+from distill.methods.base import METHODS, Method
 from distill.networks.registry import Model, NetworkChoice
 from distill.student import Student, StudentSpec, save_student
 from distill.tasks import balanced_class_weights, make_task
@@ -79,9 +79,21 @@ def method_options(name: str, preset: str, said: dict[str, Any]) -> Any:
     return parse_options(cls.Options, {**presets.get(preset, {}), **said}, where="distill.options")
 
 
+def make_method(recipe: Recipe, lab: Lab, name: str) -> Method:
+    """A method as the recipe says: its own with its preset and options, any other with its defaults.
+
+    Raises:
+        UserError: unknown method, preset or option, or options that contradict each other.
+    """
+    mine = name == recipe.distill.method
+    options = method_options(name, recipe.distill.preset if mine else "", recipe.distill.options if mine else {})
+    return METHODS.get(name)(lab, options)
+
+
 def run_distill(recipe: Recipe, data: Data, run: RunFolder, lab: Lab) -> dict[str, Any]:
     """Trains everything that is not trained yet; writes the student and the stage's record."""
-    methods = list(dict.fromkeys([*recipe.distill.compare, recipe.distill.method]))
+    # All of them before anything is trained: what is wrong with the last one's options is told at once.
+    methods = {name: make_method(recipe, lab, name) for name in [*recipe.distill.compare, recipe.distill.method]}
     models: list[dict[str, Any]] = []
     logits: dict[str, Tensor] = {}
     insights: dict[str, Any] = {}
@@ -90,16 +102,13 @@ def run_distill(recipe: Recipe, data: Data, run: RunFolder, lab: Lab) -> dict[st
         teacher = lab.trained_teacher(MULTIMODAL)
         logits["teacher"] = lab.logits(teacher, "test")
         models.append(_row(lab, "lone", "teacher", teacher, logits["teacher"]))
-    for name in methods:
-        mine = name == recipe.distill.method
-        options = method_options(name, recipe.distill.preset if mine else "", recipe.distill.options if mine else {})
-        method = METHODS.get(name)(lab, options)
+    for name, method in methods.items():
         student = method.train()
         logits[name] = lab.logits(student, "test")
         models.append(_row(lab, name, "student", student, logits[name]))
         if method.insights:
             insights[name] = method.insights
-        if mine:
+        if name == recipe.distill.method:
             chosen = student
     assert chosen is not None
     record = {
