@@ -54,7 +54,7 @@ def run_recipe(recipe: Recipe, run: RunFolder, options: RunOptions, watcher: Wat
     trained = run.stage_result(DISTILL)
     if trained is None:
         watcher.stage("distill")
-        lab = make_lab(recipe, data, run, pick_device(options.device), watcher)
+        lab = make_lab(recipe, data, run.distill, pick_device(options.device), watcher)
         trained = run_distill(recipe, data, run, lab)
     deployed = []
     made: dict[str, Any] = {"variants": []}
