@@ -35,7 +35,7 @@ test: lint types
 	$(BIN)/python -m pytest
 
 bench: install
-	$(BIN)/python benchmarks/distill_seeds.py
+	$(BIN)/mst-edge compare av_digits
 
 clean:
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache build dist

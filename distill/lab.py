@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +14,7 @@ from distill.networks.registry import Model, NetworkChoice, build_model
 from distill.suffix import SplitModel, has_one_row_per_sample, row_bytes, split_at
 from distill.tasks import Task
 from distill.training.features import Batch, FeatureStore
-from distill.training.phase import History, Phase, Session, predict, run_phase
+from distill.training.phase import History, Phase, Session, is_finished, predict, run_phase
 from distill.training.schedules import SCHEDULES, ScheduledOptimizer
 
 MULTIMODAL = "multimodal"
@@ -66,6 +67,14 @@ class Epochs:
         return min(max(1, round(share * self.student)), self.student - 1)
 
 
+class TeacherNeededError(Exception):
+    """A method asked for a teacher that a lab may not train itself."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self.name = name
+
+
 @dataclass
 class Lab:
     """One data split, one seed, one student modality; trains what methods ask for, each thing once.
@@ -73,6 +82,7 @@ class Lab:
     Attributes:
         teachers: name to the modalities a teacher reads and its network: ``multimodal`` and one
             cross-modal teacher per other modality, named after it.
+        lender: the folder whose lone-trained networks are used, where that is not the session's own.
     """
 
     store: FeatureStore
@@ -83,9 +93,19 @@ class Lab:
     teachers: Mapping[str, tuple[tuple[str, ...], NetworkChoice]]
     optimizer: OptimizerChoice
     epochs: Epochs
+    lender: Path | None = None
     histories: dict[str, History] = field(default_factory=dict)
     _trained: dict[str, Model] = field(default_factory=dict)
     _logits: dict[str, Tensor] = field(default_factory=dict)
+
+    def borrower(self, folder: Path) -> Lab:
+        """A lab for one variant of a method: its phases are kept in ``folder``, lone-trained networks come from here.
+
+        It trains no teacher: asked for one that this lab has not finished, it raises ``TeacherNeededError``.
+        """
+        return replace(
+            self, session=replace(self.session, folder=folder), lender=self.session.folder, histories={}, _logits={}
+        )
 
     def new_student(self) -> Model:
         """A student with the seed's initial weights: the same for every method."""
@@ -102,8 +122,12 @@ class Lab:
         shapes = {modality: self.store.shapes[modality] for modality in reads}
         return build_model(name, choice, shapes, self.task.num_outputs, where=where)
 
-    def train_alone(self, name: str, model: Model) -> Model:
-        """Trains one network on the task alone; keeps the epoch with the lowest validation loss."""
+    def train_alone(self, name: str, model: Model, folder: Path | None = None) -> Model:
+        """Trains one network on the task alone; keeps the epoch with the lowest validation loss.
+
+        Args:
+            folder: where the phase keeps its state; the session's where absent.
+        """
 
         def step(batch: Batch, _epoch: int) -> dict[str, Tensor]:
             return {"loss": self.task.loss(model(batch.inputs), batch.target)}
@@ -118,14 +142,22 @@ class Lab:
                 validate=lambda: self.validate(model),
                 keep_best={name: ("val_error", "val_loss")},
                 reads=model.reads,
-            )
+            ),
+            folder,
         )
         return model
 
     def trained_teacher(self, name: str) -> Model:
-        """The teacher ``name`` trained alone on the task, frozen; trained at the first call."""
+        """The teacher ``name`` trained alone on the task, frozen; trained at the first call.
+
+        Raises:
+            TeacherNeededError: this lab borrows its teachers, and ``name`` is not finished.
+        """
         if name not in self._trained:
-            self._trained[name] = freeze(self.train_alone(f"lone_{name}", self.new_teacher(name)))
+            phase = f"lone_{name}"
+            if self.lender is not None and not is_finished(self.lender / phase):
+                raise TeacherNeededError(name)
+            self._trained[name] = freeze(self.train_alone(phase, self.new_teacher(name), self.lender))
         return self._trained[name]
 
     def learning_teacher(self, name: str) -> Model:
@@ -137,12 +169,13 @@ class Lab:
     def lone_student(self) -> Model:
         """The student trained alone on the task."""
         if "student" not in self._trained:
-            self._trained["student"] = self.train_alone("lone_student", self.new_student())
+            self._trained["student"] = self.train_alone("lone_student", self.new_student(), self.lender)
         return self._trained["student"]
 
-    def run(self, phase: Phase) -> None:
-        """Runs a phase and keeps its history."""
-        self.histories[phase.name] = run_phase(phase, self.store, self.session)
+    def run(self, phase: Phase, folder: Path | None = None) -> None:
+        """Runs a phase and keeps its history; its state lies in ``folder``, or in the session's."""
+        session = self.session if folder is None else replace(self.session, folder=folder)
+        self.histories[phase.name] = run_phase(phase, self.store, session)
 
     def logits(self, model: Model, split: str) -> Tensor:
         """``(samples, outputs)`` logits over a split."""

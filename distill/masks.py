@@ -91,6 +91,16 @@ class SpecialisedTeacher:
     layer: str
     mask: nn.Module
 
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """Modalities that the teacher reads."""
+        return self.teacher.reads
+
+    @property
+    def mask_parameters(self) -> int:
+        """Number of learned values of the mask."""
+        return sum(p.numel() for p in self.mask.parameters())
+
     def __call__(self, inputs: Mapping[str, Tensor]) -> Tensor:
         """Logits of the masked teacher."""
         with masked(self.teacher.module, self.layer, self.mask):

@@ -42,6 +42,17 @@ class EvidenceRouter(nn.Module):
         return torch.softmax(self.score(evidence).squeeze(2) + self.bias, dim=1)
 
 
+class UniformRouter(nn.Module):
+    """No router: every teacher counts alike. Takes the arguments of the others; learns nothing."""
+
+    def __init__(self, outputs: int, teachers: int) -> None:
+        super().__init__()
+
+    def forward(self, student: Tensor, teachers: Tensor) -> Tensor:
+        """``(B, C)`` student logits and ``(B, W, C)`` teacher logits to weights ``(B, W)`` of 1/W."""
+        return teachers.new_full(teachers.shape[:2], 1.0 / teachers.shape[1])
+
+
 def balance_loss(weights: Tensor) -> Tensor:
     """(1/W) sum_i u (log u - log mean_b g_bi) with u = 1/W: how far the mean use is from even use."""
     teachers = weights.shape[1]

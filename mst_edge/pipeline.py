@@ -62,7 +62,7 @@ def run_recipe(recipe: Recipe, run: RunFolder, options: RunOptions, watcher: Wat
     data = prepare(recipe, options.data_root)
     trained = run.stage_result(DISTILL)
     if trained is None:
-        lab = make_lab(recipe, data, run, pick_device(options.device), watcher)
+        lab = make_lab(recipe, data, run.distill, pick_device(options.device), watcher)
         methods = checked_methods(recipe, lab)
         watcher.stage("distill")
         run.keep_recipe(recipe)

@@ -20,7 +20,6 @@ from distill.networks.registry import Model
 from distill.training.features import Batch
 from distill.training.phase import Silent
 from mst_edge.recipe import Recipe
-from mst_edge.run_folder import RunFolder
 from mst_edge.stages.data import Data, prepare
 from mst_edge.stages.distill import checked_methods, make_lab, needs_teachers, pick_device
 from targets.target import get_target
@@ -80,7 +79,7 @@ def make_plan(recipe: Recipe, data_root: Path | None, device: str) -> Plan:
     targets = [get_target(name) for name in recipe.targets]
     started = time.perf_counter()
     data = prepare(recipe, data_root)
-    lab = make_lab(recipe, data, RunFolder(Path("dry-run")), pick_device(device), Silent())
+    lab = make_lab(recipe, data, Path("dry-run"), pick_device(device), Silent())
     prepared = time.perf_counter() - started
     methods = checked_methods(recipe, lab)
     models = {"student": lab.new_student(), **{name: lab.new_teacher(name) for name in lab.teachers}}

@@ -3,69 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from distill.lab import freeze
+from distill.lab import Lab, freeze
 from distill.masks import SpecialisedTeacher, make_specialised, probe_layer
 from distill.methods.base import METHODS, Method, Workload
+from distill.mst_options import PAPER, WHERE, MstOptions, ablations, check_options, check_top_k
 from distill.networks.registry import Model
-from distill.router import EvidenceRouter, LinearRouter, balance_loss, top_k
+from distill.router import EvidenceRouter, LinearRouter, UniformRouter, balance_loss, top_k
 from distill.training.features import Batch
 from distill.training.phase import Phase
-from mst_edge.core.errors import unknown_name
-
-_LAYERS = "distill.options.layers"
-
-
-@dataclass(frozen=True)
-class MstOptions:
-    """Defaults are the ``improved`` preset; ``PAPER`` holds what the published method does instead.
-
-    Attributes:
-        temperature: of every distillation term.
-        mask: ``full`` as published, or ``compact`` (linear in the layer's width).
-        layers: teacher name to dotted paths of masked layers; a teacher's own ``maskable`` where absent.
-        masked_layers: how many of a teacher's layers get a mask.
-        mutual: stage 1: ``both`` sides of a mutual term learn, or only the ``learner``.
-        mutual_weight: weight of the mutual terms of stage 1.
-        teacher_weights: which stage-1 weights teachers keep: of the ``last`` epoch or of the ``best``.
-        router: ``linear`` learns from the balance loss alone, as published; ``evidence`` learns from the
-            teachers' own task loss which of them is right.
-        top_k: how many teachers each sample listens to.
-        task_weight, kd_weight, balance_weight: initial weights of stage 3.
-        kd_decay, balance_decay: factor and period in epochs; applied after epoch 0, period, ...
-        mask_lr: learning rate of masks; 0 takes the optimiser's.
-    """
-
-    temperature: float = 4.0
-    mask: Literal["full", "compact"] = "compact"
-    layers: Mapping[str, Sequence[str]] = field(default_factory=dict)
-    masked_layers: int = 2
-    mutual: Literal["both", "learner"] = "both"
-    mutual_weight: float = 1.0
-    teacher_weights: Literal["last", "best"] = "best"
-    router: Literal["linear", "evidence"] = "evidence"
-    top_k: int = 1
-    task_weight: float = 1.0
-    kd_weight: float = 1.0
-    balance_weight: float = 0.1
-    kd_decay: tuple[float, int] = (1.0, 30)
-    balance_decay: tuple[float, int] = (1.0, 10)
-    mask_lr: float = 0.0
-
-
-PAPER: Mapping[str, Any] = {
-    "mask": "full",
-    "teacher_weights": "last",
-    "router": "linear",
-    "balance_weight": 1.0,
-    "kd_decay": (0.5, 30),
-    "balance_decay": (0.9, 10),
-}
 
 
 @METHODS.register("mst")
@@ -76,48 +26,65 @@ class MstDistill(Method):
     Options: ClassVar[type] = MstOptions
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {"improved": {}, "paper": PAPER}
 
-    def check(self) -> None:
-        for name in self.options.layers:
-            if name not in self.lab.teachers:
-                raise unknown_name("teacher", name, self.lab.teachers, where=_LAYERS)
-        for name in self.lab.teachers:
-            teacher = self.lab.new_teacher(name)
-            for layer in self._layers(teacher):
-                probe_layer(teacher, layer, self.lab.store.shapes, _LAYERS)
+    def __init__(self, lab: Lab, options: MstOptions) -> None:
+        """Checks the options against the lab's teachers.
+
+        Raises:
+            UserError: options contradict each other, or name a layer or a number of teachers that is not there.
+        """
+        super().__init__(lab, options)
+        check_options(options, list(lab.teachers))
+        self._layers = {name: self._masked_layers(name) for name in options.chosen_teachers(lab.teachers)}
+        check_top_k(options, sum(self._specialised().values()))
+
+    def ablations(self) -> dict[str, dict[str, Any]]:
+        """Label to the options that differ, for a table of what each part of the method is worth."""
+        return ablations(self.options, self._specialised())
+
+    def _specialised(self) -> dict[str, int]:
+        """Teacher to how many specialised teachers it gives; without masks, that is the teacher itself."""
+        return {name: 1 if self.options.mask == "none" else len(layers) for name, layers in self._layers.items()}
+
+    def _masked_layers(self, teacher: str) -> tuple[str, ...]:
+        if self.options.mask == "none":
+            return ()
+        model = self.lab.new_teacher(teacher)
+        chosen = tuple(self.options.layers.get(teacher, model.maskable))[: self.options.masked_layers]
+        for layer in chosen:
+            probe_layer(model, layer, self.lab.store.shapes, f"{WHERE}.layers")
+        return chosen
 
     def workload(self) -> list[Workload]:
-        epochs, teachers = self.lab.epochs, list(self.lab.teachers)
+        epochs = self.lab.epochs
         # Each mask runs its whole teacher forward, and the part above the mask backward.
-        masked = [name for name in teachers for _ in range(2 * self.options.masked_layers)]
+        masked = [name for name, layers in self._layers.items() for _ in range(2 * len(layers))]
         return [
-            Workload("mst_collaborate", epochs.collaborate, trained=["student", *teachers]),
-            Workload("mst_masks", epochs.masks, forward=masked),
+            Workload("mst_collaborate", epochs.collaborate, trained=["student", *self._layers]),
+            *([Workload("mst_masks", epochs.masks, forward=masked)] if masked else []),
             Workload("mst", epochs.distill, trained=["student"]),
         ]
 
     def train(self) -> Model:
         student = self.lab.new_student()
-        teachers = {name: self.lab.new_teacher(name) for name in self.lab.teachers}
+        teachers = {name: self.lab.new_teacher(name) for name in self._layers}
         self._collaborate(student, teachers)
         for teacher in teachers.values():
             freeze(teacher)
-        specialised = self._specialise(student, teachers)
-        self._distill(student, specialised)
-        self.insights = {"teachers": [self._describe(special) for special in specialised]}
+        chosen = list(teachers.values()) if self.options.mask == "none" else self._specialise(student, teachers)
+        self._distill(student, chosen)
+        self.insights = {"teachers": [self._describe(teacher) for teacher in chosen]}
         return student
 
-    def _describe(self, special: SpecialisedTeacher) -> dict[str, Any]:
-        """What the report says of one specialised teacher: how good it is, and how often it was chosen."""
-        ids = self.lab.store.splits["val"]
-        logits = self.lab.cached_logits(f"mst_{special.name}", special, special.teacher.reads)[ids]
+    def _describe(self, teacher: Model | SpecialisedTeacher) -> dict[str, Any]:
+        """What the report says of one teacher of stage 3: how good it is, and how often it was chosen."""
+        logits = self._table(teacher)[self.lab.store.splits["val"]]
         metrics = self.lab.task.metrics(logits, self.lab.store.target("val"))
-        use = [epoch[f"use_{special.name}"] for epoch in self.lab.histories["mst"]]
-        return {
-            "name": special.name,
-            "mask_parameters": sum(p.numel() for p in special.mask.parameters()),
-            "val": metrics,
-            "use": use,
-        }
+        use = [epoch[f"use_{teacher.name}"] for epoch in self.lab.histories["mst"]]
+        size = teacher.mask_parameters if isinstance(teacher, SpecialisedTeacher) else 0
+        return {"name": teacher.name, "mask_parameters": size, "val": metrics, "use": use}
+
+    def _table(self, teacher: Model | SpecialisedTeacher) -> Tensor:
+        return self.lab.cached_logits(f"mst_{teacher.name}", teacher, teacher.reads)
 
     def _collaborate(self, student: Model, teachers: Mapping[str, Model]) -> None:
         """Stage 1: every network minimises its task loss plus distillation from each of the others."""
@@ -168,15 +135,11 @@ class MstDistill(Method):
     def _specialise(self, student: Model, teachers: Mapping[str, Model]) -> list[SpecialisedTeacher]:
         """Stage 2: each mask moves its teacher toward what the student can express."""
         specialised = [
-            make_specialised(teacher, layer, self.options.mask, self.lab.store.shapes, _LAYERS)
-            for teacher in teachers.values()
-            for layer in self._layers(teacher)
+            make_specialised(teacher, layer, self.options.mask, self.lab.store.shapes, f"{WHERE}.layers")
+            for name, teacher in teachers.items()
+            for layer in self._layers[name]
         ]
         return self._train_masks(student, specialised)
-
-    def _layers(self, teacher: Model) -> Sequence[str]:
-        chosen = self.options.layers.get(teacher.name, teacher.maskable)
-        return chosen[: self.options.masked_layers]
 
     def _train_masks(self, student: Model, specialised: list[SpecialisedTeacher]) -> list[SpecialisedTeacher]:
         lab, options = self.lab, self.options
@@ -193,7 +156,7 @@ class MstDistill(Method):
 
         modules = {special.name.replace(":", "_"): special.mask for special in specialised}
         whole = [special for special in specialised if self._below[special.name] is None]
-        reads = sorted({modality for special in whole for modality in special.teacher.reads})
+        reads = sorted({modality for special in whole for modality in special.reads})
 
         @torch.no_grad()
         def validate() -> dict[str, float]:
@@ -225,12 +188,14 @@ class MstDistill(Method):
         split, kept = below
         return special.above(split, [table[batch.ids].to(self.lab.session.device) for table in kept])
 
-    def _distill(self, student: Model, specialised: list[SpecialisedTeacher]) -> None:
+    def _distill(self, student: Model, chosen: Sequence[Model | SpecialisedTeacher]) -> None:
         """Stage 3: per sample, the student learns from the teachers that the router selects."""
         lab, options = self.lab, self.options
-        tables = torch.stack([lab.cached_logits(f"mst_{s.name}", s, s.teacher.reads) for s in specialised], dim=1)
-        self._names = [special.name for special in specialised]
-        router = self._router(len(specialised))
+        tables = torch.stack([self._table(teacher) for teacher in chosen], dim=1)
+        self._names = [teacher.name for teacher in chosen]
+        router = self._router(len(chosen))
+        # The plain mean has nothing to learn, and an optimiser or a checkpoint of nothing is refused.
+        learning = {"router": router} if any(True for _ in router.parameters()) else {}
 
         def step(batch: Batch, epoch: int) -> dict[str, Tensor]:
             z = student(batch.inputs)
@@ -244,10 +209,10 @@ class MstDistill(Method):
             Phase(
                 name="mst",
                 epochs=lab.epochs.distill,
-                modules={"student": student.module, "router": router},
+                modules={"student": student.module, **learning},
                 optimizers=[
                     lab.optimizer.build([student.module], span=(lab.epochs.share_of_collaboration, 1.0)),
-                    lab.optimizer.build([router]),
+                    *(lab.optimizer.build([module]) for module in learning.values()),
                 ],
                 step=step,
                 validate=lambda: lab.validate(student),
@@ -258,7 +223,7 @@ class MstDistill(Method):
 
     def _router(self, teachers: int) -> nn.Module:
         torch.manual_seed(self.lab.session.seed_for("router"))
-        kinds = {"linear": LinearRouter, "evidence": EvidenceRouter}
+        kinds = {"linear": LinearRouter, "evidence": EvidenceRouter, "mean": UniformRouter}
         return kinds[self.options.router](self.lab.task.num_outputs, teachers)
 
     def _routed(self, z: Tensor, teachers: Tensor, router: nn.Module, target: Tensor, epoch: int) -> dict[str, Tensor]:
@@ -269,12 +234,12 @@ class MstDistill(Method):
         """
         options, task = self.options, self.lab.task
         weights = router(z, teachers)
-        share, chosen = top_k(weights, options.top_k)
+        share, chosen = top_k(weights, teachers.shape[1] if options.router == "mean" else options.top_k)
         divergence = torch.stack(
             [task.sample_kd(z, teachers[:, i], options.temperature) for i in range(teachers.shape[1])], dim=1
         ).gather(1, chosen)
         losses = {"balance": balance_loss(weights)}
-        if options.router == "linear":
+        if options.router != "evidence":
             kd = divergence.mean()
         else:
             kd = (share.detach() * divergence).sum(dim=1).mean()

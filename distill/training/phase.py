@@ -28,6 +28,7 @@ from mst_edge.core.errors import UserError
 from mst_edge.core.files import read_json, write_json
 
 EVAL_BATCH = 256
+_FINAL = "final.safetensors"
 
 
 class Reporter(Protocol):
@@ -100,6 +101,11 @@ class Phase:
 History = list[dict[str, float]]
 
 
+def is_finished(folder: Path) -> bool:
+    """Whether the phase that keeps its state in ``folder`` has ended."""
+    return (folder / _FINAL).exists()
+
+
 def run_phase(phase: Phase, store: FeatureStore, session: Session) -> History:
     """Trains, or continues, or loads what an earlier call finished; leaves the kept weights in the modules.
 
@@ -113,10 +119,10 @@ def run_phase(phase: Phase, store: FeatureStore, session: Session) -> History:
         UserError: the loss is no longer a finite number.
     """
     folder = session.folder / phase.name
-    final, checkpoint = folder / "final.safetensors", folder / "checkpoint.safetensors"
+    final, checkpoint = folder / _FINAL, folder / "checkpoint.safetensors"
     for module in phase.modules.values():
         module.to(session.device)
-    if final.exists():
+    if is_finished(folder):
         groups, _ = load_tensors(final)
         _load(phase, groups)
         history: History = read_json(folder / "history.json")

@@ -36,7 +36,7 @@ def main() -> None:
         typer.echo(f"error: {error}", err=True)
         sys.exit(ExitCode.USER_ERROR)
     except KeyboardInterrupt:
-        typer.echo("interrupted; continue a run with --resume", err=True)
+        typer.echo("interrupted; continue a run with --resume, a comparison with the same command", err=True)
         sys.exit(ExitCode.INTERRUPTED)
     except BrokenPipeError:
         # Whoever read our output (head, less) has seen enough.

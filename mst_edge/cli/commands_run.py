@@ -1,15 +1,19 @@
-"""Commands that make runs: init, run, distill, quantize, deploy, check, report."""
+"""Commands that make runs: init, run, distill, compare, check, report."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from mst_edge.core.errors import ExitCode, UserError
+
+if TYPE_CHECKING:  # help must not wait for pydantic and torch
+    from mst_edge.recipe import Recipe
 
 _current_run: list[Path] = []
 
@@ -42,8 +46,9 @@ def current_run() -> Path | None:
 def register(app: typer.Typer) -> None:
     """Adds this file's commands."""
     app.command()(init)
-    app.command()(run)
-    app.command()(distill)
+    app.command("run", help="Distil, quantize, compile, check and pack: everything, end to end.")(_training_command(""))
+    app.command("distill", help="Only train: the student, and what it is compared with.")(_training_command("distill"))
+    app.command()(compare)
     app.command()(check)
     app.command()(report)
 
@@ -60,63 +65,58 @@ def init(
     write_recipe(data_dir, student, out, force=force, say=typer.echo)
 
 
-def run(
-    recipe: RecipeArg,
-    out: OutOption = None,
-    target: TargetOption = None,
-    set_: SetOption = None,
-    data_root: RootOption = None,
-    device: DeviceOption = "auto",
-    resume: ResumeOption = False,
-    dry_run: DryOption = False,
-    json_: JsonOption = False,
-) -> None:
-    """Distil, quantize, compile, check and pack: everything, end to end."""
-    _run("", recipe, out, target, set_, data_root, device, resume, dry_run, json_)
+def _training_command(until: str) -> Callable[..., None]:
+    """``run`` and ``distill`` are one command that ends in two places."""
+
+    def command(
+        recipe: RecipeArg,
+        out: OutOption = None,
+        target: TargetOption = None,
+        set_: SetOption = None,
+        data_root: RootOption = None,
+        device: DeviceOption = "auto",
+        resume: ResumeOption = False,
+        dry_run: DryOption = False,
+        json_: JsonOption = False,
+    ) -> None:
+        if resume and out is None:
+            raise UserError("needs --out, the folder of the run to continue", where="--resume")
+        parsed, root = read_recipe(recipe, set_, data_root, device, target)
+        if dry_run:
+            from mst_edge.plan import print_plan
+
+            print_plan(parsed, root, device, as_json=json_)
+            return
+        _run(parsed, out, root, device, until, resume=resume, as_json=json_)
+
+    return command
 
 
-def distill(
-    recipe: RecipeArg,
-    out: OutOption = None,
-    target: TargetOption = None,
-    set_: SetOption = None,
-    data_root: RootOption = None,
-    device: DeviceOption = "auto",
-    resume: ResumeOption = False,
-    dry_run: DryOption = False,
-    json_: JsonOption = False,
-) -> None:
-    """Only train: the student, and what it is compared with."""
-    _run("distill", recipe, out, target, set_, data_root, device, resume, dry_run, json_)
-
-
-def _run(
-    until: str,
+def read_recipe(
     name: str,
-    out: Path | None,
-    targets: list[str] | None,
     overrides: list[str] | None,
     data_root: Path | None,
     device: str,
-    resume: bool,
-    dry_run: bool,
-    as_json: bool,
-) -> None:
-    from mst_edge.recipe import find_recipe, load_recipe
+    targets: list[str] | None = None,
+) -> tuple[Recipe, Path | None]:
+    """The recipe with its overrides, and the folder of raw public data.
 
+    Raises:
+        UserError: no such recipe, a wrong key or override, or an unknown device.
+    """
     if device not in ("auto", "cpu", "cuda"):
         raise UserError(f"expected auto, cpu or cuda, received {device!r}", where="--device")
-    if resume and out is None:
-        raise UserError("needs --out, the folder of the run to continue", where="--resume")
+    from mst_edge.recipe import find_recipe, load_recipe
+
     recipe = load_recipe(find_recipe(name), overrides or (), targets or ())
     from distill.datasets.builder import find_data_root
 
-    root = find_data_root(data_root)
-    if dry_run:
-        from mst_edge.plan import print_plan
+    return recipe, find_data_root(data_root)
 
-        print_plan(recipe, root, device, as_json=as_json)
-        return
+
+def _run(
+    recipe: Recipe, out: Path | None, root: Path | None, device: str, until: str, *, resume: bool, as_json: bool
+) -> None:
     from mst_edge.cli.console import ConsoleWatcher
     from mst_edge.pipeline import RunOptions, run_recipe
     from mst_edge.report.table import print_result
@@ -133,6 +133,49 @@ def _run(
         print_result(result, store)
     if result["gate"] == "failed":
         raise typer.Exit(ExitCode.GATE_FAILED)
+
+
+def compare(
+    recipe: RecipeArg,
+    methods: Annotated[
+        str | None,
+        typer.Option(
+            "--methods",
+            metavar="A,B:PRESET,...",
+            help="Methods, with a preset where wanted, or all. Default: the recipe's method and what it compares.",
+        ),
+    ] = None,
+    seeds: Annotated[
+        str, typer.Option("--seeds", metavar="0,1,...", help="Each is a new split and a new initialisation.")
+    ] = "0,1,2",
+    ablations: Annotated[
+        bool, typer.Option("--ablations", help="Add rows for MST-Distill with one part left out each.")
+    ] = False,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Folder; used before, goes on there. Default: runs/NAME-compare.")
+    ] = None,
+    set_: SetOption = None,
+    data_root: RootOption = None,
+    device: DeviceOption = "auto",
+    json_: JsonOption = False,
+) -> None:
+    """Train a recipe's student by several methods on several seeds; one table."""
+    parsed, root = read_recipe(recipe, set_, data_root, device)
+    from rich.console import Console
+
+    from mst_edge.compare.comparison import CompareOptions, parse_seeds
+    from mst_edge.compare.comparison import compare as run_comparison
+    from mst_edge.report.comparison import print_comparison
+
+    folder = out or Path("runs") / f"{parsed.name}-compare"
+    _current_run.append(folder)
+    console = Console(stderr=True, quiet=json_)
+    options = CompareOptions(methods, parse_seeds(seeds), ablations, root, device, quiet=json_)
+    record = run_comparison(parsed, folder, options, console.print)
+    if json_:
+        typer.echo(json.dumps(record))
+    else:
+        print_comparison(record, folder)
 
 
 def check(

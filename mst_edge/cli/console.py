@@ -11,9 +11,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 
 class ConsoleWatcher:
-    """Progress bars on standard error; TensorBoard files in ``folder`` where tensorboard is installed."""
+    """Progress bars on standard error; TensorBoard files in ``folder`` where one is given and tensorboard installed."""
 
-    def __init__(self, folder: Path, *, quiet: bool = False) -> None:
+    def __init__(self, folder: Path | None, *, quiet: bool = False) -> None:
         self._folder = folder
         self._console = Console(stderr=True, quiet=quiet)
         self._progress = Progress(
@@ -65,7 +65,7 @@ class ConsoleWatcher:
                 writer.add_scalar(f"{phase}/{name}", value, epoch)
 
     def _tensorboard(self) -> Any:
-        if self._writer is None and not self._told_no_tensorboard:
+        if self._folder is not None and self._writer is None and not self._told_no_tensorboard:
             try:
                 from torch.utils.tensorboard import SummaryWriter
             except ImportError:

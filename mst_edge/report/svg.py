@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
+from pathlib import Path
 
 _LEFT, _RIGHT, _TOP, _BOTTOM = 76, 16, 14, 40
 _FONT_PX = 12
@@ -198,33 +199,63 @@ def stacked(
     return _svg(width, height, parts)
 
 
-def intervals(rows: Sequence[tuple[str, float, float, float, int]], *, width: int = 826) -> str:
-    """One row each: label, value, low, high, style. Values are shares, shown in percent."""
+def intervals(
+    rows: Sequence[tuple[str, float, float, float, int]],
+    *,
+    dots: Sequence[Sequence[tuple[str, float]]] = (),
+    width: int = 826,
+) -> str:
+    """One row each: label, value, low, high, style. Values are shares, shown in percent.
+
+    Args:
+        dots: per row what the value is a mean of, each with what it says on hover. The view then follows the
+            dots; intervals that are much wider are cut off at its edge.
+    """
     step, left = 30, 190
     height = _TOP + step * len(rows) + _BOTTOM
-    low = min(row[2] for row in rows)
-    high = max(row[3] for row in rows)
-    pad = max(0.01, 0.1 * (high - low))
-    start, end = max(0.0, low - pad), min(1.0, high + pad)
+    start, end = _view(rows, [value for row in dots for _, value in row])
 
     def px(value: float) -> float:
-        return left + (value - start) / (end - start) * (width - left - 70)
+        inside = min(max(value, start), end)
+        return left + (inside - start) / (end - start) * (width - left - 70)
 
     parts = []
     for tick in _ticks(start, end, 6):
         parts.append(
             f'<line class="grid" x1="{px(tick):.1f}" x2="{px(tick):.1f}" y1="{_TOP}" y2="{height - _BOTTOM}"/>'
-            + _text(px(tick), height - _BOTTOM + 18, f"{tick:.0%}", anchor="middle")
+            + _text(px(tick), height - _BOTTOM + 18, _percent((start, end))(tick), anchor="middle")
         )
     for index, (label, value, row_low, row_high, style) in enumerate(rows):
         y = _TOP + step * (index + 0.5)
+        singles = "".join(
+            f'<circle class="one" cx="{px(one):.1f}" cy="{y:.1f}" r="3"><title>{escape(said)}</title></circle>'
+            for said, one in (dots[index] if dots else ())
+        )
         parts.append(
-            _text(left - 14, y + 4, label, "", "end")
+            _text(left - 14, y + 4, _cut(label, 26), "", "end")
             + f'<g class="mark c{style}"><title>{escape(label)}: {value:.1%} ({row_low:.1%} to {row_high:.1%})</title>'
             f'<line class="bar wide" x1="{px(row_low):.1f}" x2="{px(row_high):.1f}" y1="{y:.1f}" y2="{y:.1f}"/>'
-            f'<circle cx="{px(value):.1f}" cy="{y:.1f}" r="6"/></g>' + _text(width - 60, y + 4, f"{value:.1%}")
+            f'<circle cx="{px(value):.1f}" cy="{y:.1f}" r="6"/>{singles}</g>' + _text(width - 60, y + 4, f"{value:.1%}")
         )
     return _svg(width, height, parts)
+
+
+def _view(rows: Sequence[tuple[str, float, float, float, int]], dots: Sequence[float]) -> tuple[float, float]:
+    """The shares at both ends of the axis of ``intervals``."""
+    low, high = min(row[2] for row in rows), max(row[3] for row in rows)
+    if dots:
+        reach = max(0.02, max(dots) - min(dots))
+        low, high = max(low, min(dots) - reach), min(high, max(dots) + reach)
+    pad = max(0.01, 0.1 * (high - low))
+    return max(0.0, low - pad), min(1.0, high + pad)
+
+
+def standalone(chart: str) -> str:
+    """A chart as an SVG file of its own, with the page's colours in it."""
+    style = (Path(__file__).parent / "templates" / "chart.css").read_text(encoding="utf-8")
+    head, rest = chart.split(">", 1)
+    look = "background: var(--paper); font-family: system-ui, sans-serif"
+    return f'{head} xmlns="http://www.w3.org/2000/svg" style="{look}"><style>{style}</style>{rest}\n'
 
 
 def confusion(matrix: Sequence[Sequence[int]], labels: Sequence[str], *, width: int = 560) -> str:

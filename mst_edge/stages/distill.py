@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -42,8 +43,8 @@ def pick_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def make_lab(recipe: Recipe, data: Data, run: RunFolder, device: torch.device, reporter: Reporter) -> Lab:
-    """Everything that methods need, as the recipe says."""
+def make_lab(recipe: Recipe, data: Data, folder: Path, device: torch.device, reporter: Reporter) -> Lab:
+    """Everything that methods need, as the recipe says; training keeps its state in ``folder``."""
     said = recipe.distill
     weights = None
     if data.balances_classes(said.class_balance):
@@ -57,7 +58,7 @@ def make_lab(recipe: Recipe, data: Data, run: RunFolder, device: torch.device, r
     return Lab(
         store=FeatureStore(data.dataset, data.splits, data.frontends),
         task=make_task(data.dataset.task, len(data.dataset.classes), weights),
-        session=Session(run.distill, device, recipe.seed, said.batch_size, said.precision == "bf16", reporter),
+        session=Session(folder, device, recipe.seed, said.batch_size, said.precision == "bf16", reporter),
         student_modality=student,
         student=_choice(recipe.student),
         teachers=teachers,
@@ -66,8 +67,11 @@ def make_lab(recipe: Recipe, data: Data, run: RunFolder, device: torch.device, r
     )
 
 
-def method_options(name: str, preset: str, said: dict[str, Any]) -> Any:
+def method_options(name: str, preset: str, said: dict[str, Any], asked_by: str = "distill.preset") -> Any:
     """A method's options: its preset, overridden by what the recipe says.
+
+    Args:
+        asked_by: the key or flag that named the preset.
 
     Raises:
         UserError: unknown method, preset or option.
@@ -76,8 +80,19 @@ def method_options(name: str, preset: str, said: dict[str, Any]) -> Any:
     presets = getattr(cls, "presets", {})
     if preset and preset not in presets:
         known = ", ".join(presets) or "none"
-        raise UserError(f"{name} has no preset {preset!r}", where="distill.preset", fix=f"presets: {known}")
+        raise UserError(f"{name} has no preset {preset!r}", where=asked_by, fix=f"presets: {known}")
     return parse_options(cls.Options, {**presets.get(preset, {}), **said}, where="distill.options")
+
+
+def make_method(recipe: Recipe, lab: Lab, name: str) -> Method:
+    """A method as the recipe says: its own with its preset and options, any other with its defaults.
+
+    Raises:
+        UserError: unknown method, preset or option, or options that contradict each other.
+    """
+    mine = name == recipe.distill.method
+    options = method_options(name, recipe.distill.preset if mine else "", recipe.distill.options if mine else {})
+    return METHODS.get(name)(lab, options)
 
 
 def checked_methods(recipe: Recipe, lab: Lab) -> dict[str, Method]:
@@ -88,9 +103,7 @@ def checked_methods(recipe: Recipe, lab: Lab) -> dict[str, Method]:
     """
     methods: dict[str, Method] = {}
     for name in dict.fromkeys([*recipe.distill.compare, recipe.distill.method]):
-        mine = name == recipe.distill.method
-        options = method_options(name, recipe.distill.preset if mine else "", recipe.distill.options if mine else {})
-        methods[name] = METHODS.get(name)(lab, options)
+        methods[name] = make_method(recipe, lab, name)
     lab.new_student()
     if needs_teachers(methods):
         for teacher in lab.teachers:

@@ -5,10 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 
+from distill.lab import TeacherNeededError
 from distill.masks import CompactMask, FullMask
 from distill.methods.base import METHODS
-from distill.methods.mst import PAPER, MstOptions, _decayed
-from distill.router import EvidenceRouter, LinearRouter
+from distill.methods.mst import _decayed
+from distill.mst_options import PAPER, MstOptions
+from distill.router import EvidenceRouter, LinearRouter, UniformRouter
+from distill.training.checkpoint import load_tensors
 from mst_edge.core.errors import UserError
 from mst_edge.stages.distill import method_options
 from tests.distill.test_training import make_lab, store  # noqa: F401
@@ -144,9 +147,119 @@ def test_the_evidence_router_learns_which_teacher_is_right(store, tmp_path):  # 
     assert (chosen == (torch.arange(256) % 2)).float().mean() > 0.95
 
 
-def test_an_unknown_masked_layer_stops_before_training_of_masks(store, tmp_path):  # noqa: F811
-    with pytest.raises(UserError, match="unknown layer 'fuse'"):
-        _method(store, tmp_path, layers={"multimodal": ["fuse"]}).train()
+def test_without_masks_stage_two_is_skipped_and_each_teacher_counts_once(store, tmp_path):  # noqa: F811
+    method = _method(store, tmp_path, mask="none")
+    method.train()
+    assert [row["name"] for row in method.insights["teachers"]] == ["multimodal", "facts"]
+    assert [row["mask_parameters"] for row in method.insights["teachers"]] == [0, 0]
+    assert set(method.lab.histories) == {"mst_collaborate", "mst"}
+    assert [work.phase for work in method.workload()] == ["mst_collaborate", "mst"]
+    # What the student listens to are the teachers of stage 1 themselves, on training and validation samples.
+    groups, _ = load_tensors(tmp_path / "mst_collaborate" / "final.safetensors")
+    teacher = method.lab.new_teacher("facts")
+    teacher.module.load_state_dict(groups["facts"])
+    ids = store.splits["val"]
+    expected = method.lab.logits(teacher, "val")
+    assert torch.allclose(method.lab.cached_logits("mst_facts", teacher, teacher.reads)[ids], expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("mask", ["compact", "none"])
+@pytest.mark.parametrize(("who", "names"), [("multimodal", {"multimodal"}), ("cross_modal", {"facts"})])
+def test_teachers_that_take_no_part_are_not_trained(store, tmp_path, who, names, mask):  # noqa: F811
+    method = _method(store, tmp_path, teachers=who, mask=mask)
+    method.train()
+    groups, _ = load_tensors(tmp_path / "mst_collaborate" / "final.safetensors")
+    assert set(groups) == {"student", *names}
+    assert {row["name"].partition(":")[0] for row in method.insights["teachers"]} == names
+    assert set(method.workload()[0].trained) == {"student", *names}
+
+
+def test_without_a_router_the_student_learns_from_the_plain_mean(store, tmp_path):  # noqa: F811
+    torch.manual_seed(0)
+    method = _method(store, tmp_path, router="mean")
+    teachers, target = torch.randn(8, 4, 3), torch.randint(0, 3, (8,))
+    z, losses = _routed(method, UniformRouter(3, 4), teachers, target)
+    each = [method.lab.task.kd(z, teachers[:, i], 4.0) for i in range(4)]
+    assert losses["kd"].item() == pytest.approx(sum(each).item() / 4, rel=1e-5)
+    assert [losses[f"use_{i}"].item() for i in range(4)] == [0.25] * 4
+    assert "route" not in losses
+    method.train()
+    groups, _ = load_tensors(tmp_path / "mst" / "final.safetensors")
+    assert set(groups) == {"student"}
+    assert all(row["use"] == [0.25, 0.25] for row in method.insights["teachers"])
+
+
+@pytest.mark.parametrize("count", [1, 2, 4])
+def test_top_k_is_how_many_teachers_a_sample_listens_to(store, tmp_path, count):  # noqa: F811
+    torch.manual_seed(0)
+    method = _method(store, tmp_path, top_k=count)
+    teachers, target = torch.randn(8, 4, 3), torch.randint(0, 3, (8,))
+    router = EvidenceRouter(3, 4)
+    z, losses = _routed(method, router, teachers, target)
+    weights = router(z, teachers)
+    each = torch.stack([method.lab.task.sample_kd(z, teachers[:, i], 4.0) for i in range(4)], dim=1)
+    kept = weights * (weights >= weights.sort(dim=1, descending=True).values[:, count - 1 : count])
+    assert (kept > 0).sum(dim=1).tolist() == [count] * 8
+    expected = (kept / kept.sum(dim=1, keepdim=True) * each).sum(dim=1).mean()
+    assert losses["kd"].item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (
+            {"mask": "none", "layers": {"facts": ["hidden"]}},
+            "options.layers: says something of masks, but mask is none",
+        ),
+        ({"mask": "none", "mask_lr": 0.1}, "options.mask_lr: says something of masks, but mask is none"),
+        ({"masked_layers": 0}, "options.masked_layers: .* set mask: none"),
+        ({"router": "mean", "top_k": 2}, "options.top_k: router mean listens to every teacher"),
+        ({"top_k": 0}, "options.top_k: expected 1 to 4"),
+        ({"top_k": 5}, "options.top_k: expected 1 to 4"),
+        ({"top_k": 3, "mask": "none"}, "options.top_k: expected 1 to 2"),
+        ({"top_k": 3, "teachers": "cross_modal"}, "options.top_k: expected 1 to 2"),
+        ({"teachers": "multimodal", "layers": {"facts": ["hidden"]}}, "teacher 'facts' takes no part"),
+        ({"layers": {"fact": ["hidden"]}}, "unknown teacher 'fact'; did you mean 'facts'"),
+        ({"layers": {"multimodal": ["fuse"]}}, "unknown layer 'fuse'"),
+        ({"layers": {"multimodal": [], "facts": []}}, "no teacher has a layer that may be masked"),
+    ],
+)
+def test_options_that_make_no_sense_are_refused_before_anything_is_trained(store, tmp_path, options, says):  # noqa: F811
+    with pytest.raises(UserError, match=says):
+        _method(store, tmp_path, **options)
+    assert not any(tmp_path.iterdir())
+
+
+def test_ablations_take_one_part_away_each(store, tmp_path):  # noqa: F811
+    rows = _method(store, tmp_path, top_k=3, layers={"facts": ["hidden"]}).ablations()
+    assert rows == {
+        "no masks": {"mask": "none", "layers": {}, "mask_lr": 0.0, "top_k": 2},
+        "no router": {"router": "mean", "top_k": 1},
+        "multimodal": {"teachers": "multimodal", "layers": {}, "top_k": 2},
+        "cross-modal": {"teachers": "cross_modal", "layers": {"facts": ["hidden"]}, "top_k": 1},
+        "top_k=1": {"top_k": 1},
+        "top_k=2": {"top_k": 2},
+        "top_k=3": {"top_k": 3},
+    }
+    for number, options in enumerate(rows.values()):
+        said = {"top_k": 3, "layers": {"facts": ["hidden"]}, **options}
+        _method(store, tmp_path / str(number), **said)  # every row is a recipe that is not refused
+    assert _method(store, tmp_path, router="mean", mask="none", teachers="multimodal").ablations() == {}
+
+
+def test_variants_of_a_method_share_lone_networks_and_nothing_else(store, tmp_path):  # noqa: F811
+    lab = make_lab(store, tmp_path / "lone")
+    first, second = lab.borrower(tmp_path / "a"), lab.borrower(tmp_path / "b")
+    with pytest.raises(TeacherNeededError, match="multimodal"):
+        first.trained_teacher("multimodal")
+    lab.trained_teacher("multimodal")
+    assert first.trained_teacher("multimodal") is second.trained_teacher("multimodal")
+    assert first.lone_student() is second.lone_student()
+    for variant, options in ((first, MstOptions()), (second, MstOptions(mask="none"))):
+        METHODS.get("mst")(variant, options).train()
+    assert {path.name for path in (tmp_path / "a").iterdir()} == {"mst_collaborate", "mst_masks", "mst"}
+    assert {path.name for path in (tmp_path / "b").iterdir()} == {"mst_collaborate", "mst"}
+    assert {path.name for path in (tmp_path / "lone").iterdir()} == {"lone_multimodal", "lone_student"}
 
 
 def test_the_workload_names_every_phase(store, tmp_path):  # noqa: F811

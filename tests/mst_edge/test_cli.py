@@ -17,7 +17,7 @@ from tests.conftest import ROOT, mst_edge, write_arrays, write_small_recipe
 def test_help_lists_the_commands():
     done = mst_edge("--help")
     assert done.code == 0
-    for command in ("init", "run", "distill", "predict", "check", "report", "data", "app"):
+    for command in ("init", "run", "distill", "compare", "predict", "check", "report", "data", "app"):
         assert command in done.out
 
 

@@ -1,0 +1,200 @@
+"""Trains every contender on every seed, continuing where an earlier call stopped, and writes what came out."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from distill.lab import MULTIMODAL
+from distill.training.phase import Silent
+from mst_edge.compare.contenders import LONE, Contender, choose, teacher
+from mst_edge.compare.summary import summarise
+from mst_edge.compare.trial import Request, Trial
+from mst_edge.core.errors import UserError
+from mst_edge.core.files import read_json, write_json
+from mst_edge.core.provenance import provenance
+from mst_edge.recipe import Recipe, require_same
+from mst_edge.report.comparison import write_files
+from mst_edge.stages.data import prepare
+from mst_edge.stages.distill import make_lab, pick_device
+
+_SETTINGS = "comparison.json"
+
+
+@dataclass(frozen=True)
+class CompareOptions:
+    """What the command line adds to a recipe.
+
+    Attributes:
+        methods: as the user wrote them; None for the recipe's.
+        quiet: show no progress.
+    """
+
+    methods: str | None
+    seeds: tuple[int, ...]
+    ablations: bool
+    data_root: Path | None
+    device: str
+    quiet: bool
+
+
+class TrialError(Exception):
+    """A trial's process ended by a bug of ours, or was killed; carries what it said."""
+
+
+def parse_seeds(said: str) -> tuple[int, ...]:
+    """Seeds from ``0,1,2``.
+
+    Raises:
+        UserError: not distinct whole numbers from 0.
+    """
+    words = [word.strip() for word in said.split(",")]
+    if not all(word.isascii() and word.isdigit() for word in words):
+        raise UserError(f"expected whole numbers from 0, received {said!r}", where="--seeds", fix="write them as 0,1,2")
+    seeds = tuple(int(word) for word in words)
+    if len(set(seeds)) < len(seeds):
+        raise UserError(f"expected distinct seeds, received {said!r}", where="--seeds", fix="name each once")
+    return seeds
+
+
+def compare(recipe: Recipe, out: Path, options: CompareOptions, say: Callable[[str], None]) -> dict[str, Any]:
+    """Trains what is not trained yet; writes compare.csv, .md, .svg and .json into ``out`` and returns the last.
+
+    Raises:
+        UserError: anything wrong with recipe, data, methods or ``out``; nothing was written then.
+        TrialError: a trial ended without a result.
+    """
+    device = pick_device(options.device)
+    first = _seeded(recipe, options.seeds[0])
+    lab = make_lab(first, prepare(first, options.data_root), out, device, Silent())
+    students = choose(options.methods, recipe, lab, with_ablations=options.ablations)
+    _begin(out, recipe, device.type)
+    known = list(lab.teachers)
+    del lab  # the processes that train need the memory more
+    results = [_Seed(_seeded(recipe, seed), out, options, say).train(students) for seed in options.seeds]
+    teachers = [row for row in map(teacher, known) if row.label in results[0]]
+    record = {
+        "name": recipe.name,
+        "recipe": recipe.to_dict(),
+        "device": device.type,
+        **summarise(recipe, options.seeds, [*teachers, *students], results),
+        "trials": [trial.record for trials in results for trial in trials.values()],
+        "provenance": provenance(
+            recipe_sha256=recipe.sha256(),
+            data_sha256={str(s): t[LONE].record["data_sha256"] for s, t in zip(options.seeds, results, strict=True)},
+            seeds=list(options.seeds),
+        ),
+    }
+    write_files(record, out)
+    return record
+
+
+def _seeded(recipe: Recipe, seed: int) -> Recipe:
+    """The recipe on one seed: another initialisation and another split."""
+    split = recipe.dataset.split.model_copy(update={"seed": seed})
+    return recipe.model_copy(update={"seed": seed, "dataset": recipe.dataset.model_copy(update={"split": split})})
+
+
+def _begin(out: Path, recipe: Recipe, device: str) -> None:
+    """Opens a new folder, or an earlier one of the same recipe on the same device."""
+    file = out / _SETTINGS
+    if file.is_file():
+        earlier = read_json(file)
+        require_same(recipe, earlier["recipe"], out)
+        if earlier["device"] != device:
+            raise UserError(
+                f"the comparison was begun on {earlier['device']}, not on {device}",
+                where=out,
+                fix=f"use --device {earlier['device']}, or another --out",
+            )
+        return
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError("is not empty and holds no comparison", where=out, fix="use another --out")
+    write_json(file, {"recipe": recipe.to_dict(), "device": device})
+
+
+class _Seed:
+    """All trials of one seed: same split, same features, same initial student, same teachers."""
+
+    def __init__(self, recipe: Recipe, out: Path, options: CompareOptions, say: Callable[[str], None]) -> None:
+        self._recipe, self._options, self._say = recipe, options, say
+        self._folder = out / "seeds" / str(recipe.seed)
+
+    def train(self, students: Sequence[Contender]) -> dict[str, Trial]:
+        """Trials by label.
+
+        Raises:
+            UserError: the data changed since the first of them.
+        """
+        done: dict[str, Trial] = {}
+        if any(student.method != LONE for student in students):
+            self._train_teacher(MULTIMODAL, done)
+        for student in students:
+            while isinstance(answer := self._ask(student), str):
+                if teacher(answer).label in done:
+                    raise TrialError(f"{student.label} does not find the {answer} teacher in {self._folder}")
+                self._train_teacher(answer, done)
+            for name in answer.record["borrowed"]:
+                self._train_teacher(name, done)
+            done[student.label] = answer
+        hashes = {trial.record["data_sha256"] for trial in done.values()}
+        if len(hashes) > 1:
+            raise UserError("the data changed while methods were compared", where=self._folder, fix="use another --out")
+        return done
+
+    def _train_teacher(self, name: str, done: dict[str, Trial]) -> None:
+        contender = teacher(name)
+        if contender.label not in done:
+            answer = self._ask(contender)
+            assert isinstance(answer, Trial)  # a teacher needs no teacher
+            done[contender.label] = answer
+
+    def _ask(self, contender: Contender) -> Trial | str:
+        """The finished trial; or the name of a teacher that has to be trained before."""
+        request = Request(
+            self._recipe.to_dict(),
+            contender,
+            self._folder,
+            self._options.data_root,
+            self._options.device,
+            self._options.quiet,
+        )
+        title = f"[bold]seed {self._recipe.seed}: {contender.label}[/bold]"
+        earlier = request.finished()
+        if earlier is not None:
+            self._say(f"{title} done already")
+            return earlier
+        self._say(title)
+        answer = _run(request)
+        if "needs" in answer:
+            return str(answer["needs"])
+        trial = request.finished()
+        assert trial is not None
+        return trial
+
+
+def _run(request: Request) -> dict[str, Any]:
+    command = [sys.executable, "-m", "mst_edge.compare.trial", request.to_json()]
+    # The process ends itself when its standard input closes, whatever becomes of this one.
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        said = process.stdout.read()
+    if process.returncode or not said:
+        raise TrialError(
+            f"the process that trained {request.contender.label} on seed {request.recipe['seed']} ended with code "
+            f"{process.returncode} (-9 is mostly too little memory); the same command continues"
+        )
+    answer: dict[str, Any] = json.loads(said)
+    if "error" in answer:
+        problem, where, fix = answer["error"]
+        raise UserError(problem, where=where, fix=fix)
+    if "bug" in answer:
+        error = TrialError(f"in {request.contender.label}, {answer['bug'].strip().splitlines()[-1]}")
+        error.add_note(answer["bug"])
+        raise error
+    return answer
