@@ -27,7 +27,7 @@ def summarise(
     students = [row.label for row in rows if row.role == "student"]
     ranks = _mean_ranks(students, results)
     summary = [_row(row, results, ranks, overlap) for row in rows]
-    best = max((row for row in summary if row["role"] == "student"), key=lambda row: row["mean"])
+    best = max(row["mean"] for row in summary if row["role"] == "student")
     others = [label for label in students if label != LONE]
     judged = recipe.distill.method if recipe.distill.method in others else next(iter(others), None)
     return {
@@ -35,7 +35,7 @@ def summarise(
         "seeds": list(seeds),
         "samples": samples,
         "epochs": recipe.distill.epochs.collaborate + recipe.distill.epochs.distill,
-        "best": best["label"],
+        "best": [row["label"] for row in summary if row["role"] == "student" and row["mean"] == best],
         "rows": summary,
         "verdict": next((_verdict(row, seeds) for row in summary if row["label"] == judged), None),
         "interval": _how(len(seeds)),

@@ -37,7 +37,7 @@ def print_comparison(record: Record, out: Path, console: Console | None = None) 
         # Only names may be folded: a number in two lines is misread.
         table.add_column(name, justify="left" if name == _NAME else "right", no_wrap=name != _NAME)
     for row in record["rows"]:
-        bold = "bold" if row["label"] == record["best"] else None
+        bold = "bold" if row["label"] in record["best"] else None
         table.add_row(*(show(row) for show in columns.values()), style=bold)
     console.print(table)
     for line in _notes(record):
@@ -100,7 +100,7 @@ def _markdown(record: Record) -> str:
         "|---|" + "---:|" * (len(columns) - 1),
     ]
     for row in record["rows"]:
-        mark = "**" if row["label"] == record["best"] else ""
+        mark = "**" if row["label"] in record["best"] else ""
         lines.append("| " + " | ".join(f"{mark}{show(row)}{mark}" for show in columns.values()) + " |")
     return "\n".join([*lines, "", *(f"{note}.  " for note in _notes(record)), "", "![chart](compare.svg)", ""])
 
