@@ -35,9 +35,10 @@ def main() -> None:
     except UserError as error:
         typer.echo(f"error: {error}", err=True)
         sys.exit(ExitCode.USER_ERROR)
-    except KeyboardInterrupt:
-        typer.echo("interrupted; continue a run with --resume, a comparison with the same command", err=True)
-        sys.exit(ExitCode.INTERRUPTED)
+    except SystemExit as ended:
+        if ended.code == ExitCode.INTERRUPTED:  # Typer turns Ctrl-C into this code, without a word
+            typer.echo("interrupted; continue a run with --resume, a comparison with the same command", err=True)
+        raise
     except BrokenPipeError:
         # Whoever read our output (head, less) has seen enough.
         sys.stderr.close()

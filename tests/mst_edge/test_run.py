@@ -105,19 +105,34 @@ def test_a_run_is_not_continued_with_another_recipe(finished_run):
     assert "seed is 5, was 0" in done.err
 
 
-def test_a_run_killed_while_training_ends_with_the_same_student(tmp_path, finished_run):
-    """A real kill of a real process, then --resume."""
-    recipe = finished_run.parent / "small.yaml"
-    out = tmp_path / "out"
+def _stop_while_training(recipe: Path, out: Path, number: signal.Signals) -> tuple[int, str]:
+    """Sends a signal to a run in its third training; returns exit code and standard error."""
     command = [sys.executable, "-m", "mst_edge", "run", str(recipe), "--out", str(out)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment)
+    process = subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment, process_group=0
+    )
     deadline = time.monotonic() + 120
     while not (out / "distill" / "kd" / "checkpoint.safetensors").exists() and time.monotonic() < deadline:
         assert process.poll() is None
         time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    process.send_signal(number)
+    _, said = process.communicate(timeout=60)
+    return process.returncode, said
+
+
+def test_ctrl_c_says_how_to_go_on(tmp_path, finished_run):
+    code, said = _stop_while_training(finished_run.parent / "small.yaml", tmp_path / "out", signal.SIGINT)
+    assert code == 130
+    assert "interrupted; continue a run with --resume" in said
+    assert "Traceback" not in said
+
+
+def test_a_run_killed_while_training_ends_with_the_same_student(tmp_path, finished_run):
+    """A real kill of a real process, then --resume."""
+    recipe = finished_run.parent / "small.yaml"
+    out = tmp_path / "out"
+    _stop_while_training(recipe, out, signal.SIGKILL)
     assert not (out / "result.json").exists()
     done = mst_edge("run", recipe, "--out", out, "--resume")
     assert done.code == 0, done.err
