@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from distill.training.phase import Reporter
 from mst_edge.core.extras import require_modules
-from mst_edge.core.files import write_json
+from mst_edge.core.files import remove_leftovers, write_json
 from mst_edge.core.provenance import provenance
 from mst_edge.recipe import Recipe
 from mst_edge.report.page import write_report
@@ -58,6 +58,7 @@ def run_recipe(recipe: Recipe, run: RunFolder, options: RunOptions, watcher: Wat
     targets = [get_target(name) for name in recipe.targets]  # fail on a wrong name before training
     if options.until != "distill":
         require_modules("onnx", "onnxscript")
+    remove_leftovers(run.path)
     watcher.stage("data")
     data = prepare(recipe, options.data_root)
     trained = run.stage_result(DISTILL)

@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 _BLOCK_BYTES = 1 << 20
+_TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}\.(tmp|old)")
 
 
 @contextlib.contextmanager
@@ -44,6 +46,16 @@ def atomic_path(path: Path) -> Iterator[Path]:
         else:
             temporary.unlink(missing_ok=True)
         raise
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Removes temporaries that a killed process left anywhere below ``folder``; nobody else may be writing there."""
+    for path in list(folder.rglob(".*")):
+        if _TEMPORARY.fullmatch(path.name):
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
 
 
 def _flush(path: Path) -> None:

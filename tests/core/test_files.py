@@ -2,7 +2,15 @@ from __future__ import annotations
 
 import pytest
 
-from mst_edge.core.files import atomic_path, read_json, sha256_file, sha256_json, write_json, write_text
+from mst_edge.core.files import (
+    atomic_path,
+    read_json,
+    remove_leftovers,
+    sha256_file,
+    sha256_json,
+    write_json,
+    write_text,
+)
 
 
 def test_write_text_replaces_the_file(tmp_path):
@@ -58,3 +66,16 @@ def test_hashes_are_sha256(tmp_path):
     path.write_bytes(b"abc")
     assert sha256_file(path) == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
     assert sha256_json({"b": 1, "a": 2}) == sha256_json({"a": 2, "b": 1})
+
+
+def test_what_a_killed_process_left_is_swept_and_nothing_else(tmp_path):
+    kept = [tmp_path / name for name in ("model.onnx", ".hidden", ".notes.tmp", "a/x.1234abcd.tmp")]
+    left = [tmp_path / name for name in (".model.onnx.1234abcd.tmp", "a/.b.json.00ff00ff.old")]
+    for path in [*kept, *left]:
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("x")
+    (tmp_path / "a" / ".cpu.89abcdef.tmp").mkdir()
+    (tmp_path / "a" / ".cpu.89abcdef.tmp" / "manifest.json").write_text("x")
+    remove_leftovers(tmp_path)
+    assert {path for path in tmp_path.rglob("*") if path.is_file()} == set(kept)
+    assert not (tmp_path / "a" / ".cpu.89abcdef.tmp").exists()

@@ -134,8 +134,10 @@ def test_a_run_killed_while_training_ends_with_the_same_student(tmp_path, finish
     out = tmp_path / "out"
     _stop_while_training(recipe, out, signal.SIGKILL)
     assert not (out / "result.json").exists()
+    (out / "distill" / ".student.yaml.0123abcd.tmp").write_text("half")
     done = mst_edge("run", recipe, "--out", out, "--resume")
     assert done.code == 0, done.err
+    assert not list(out.rglob("*.tmp"))
     whole, resumed = (
         load_tensors(run / "distill" / "student.safetensors")[0]["student"] for run in (finished_run, out)
     )
