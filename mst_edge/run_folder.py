@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from mst_edge.core.errors import UserError
-from mst_edge.core.files import read_json, write_json, write_text
+from mst_edge.core.files import read_json, require_unused, write_json, write_text
 from mst_edge.recipe import Recipe, require_same
 
 
@@ -97,6 +97,6 @@ def open_run(path: Path, recipe: Recipe, *, resume: bool) -> RunFolder:
         if not resume:
             raise UserError("holds a run already", where=path, fix="continue it with --resume, or use another --out")
         require_same(recipe, yaml.safe_load(run.recipe_file.read_text(encoding="utf-8")), path)
-    elif path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise UserError("is not empty and holds no run", where=path, fix="use another --out")
+    else:
+        require_unused(path, "run")
     return run

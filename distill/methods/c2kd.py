@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from distill.methods.base import METHODS, Method, Workload
+from distill.methods.base import METHODS, Workload
 from distill.methods.feature_based import FeatureOptions
+from distill.methods.single_teacher import SingleTeacher
 from distill.networks.registry import Model
 from distill.taps import Tap, embedding_tap, pooled
 from distill.tasks import Task
@@ -38,7 +39,7 @@ class C2kdOptions(FeatureOptions):
 
 
 @METHODS.register("c2kd")
-class CustomisedCrossModal(Method):
+class CustomisedCrossModal(SingleTeacher):
     """Student and teacher each have a proxy; the proxies learn from one another where they rank classes alike.
 
     The teacher starts from its lone-trained weights and learns along; teacher and proxies are dropped

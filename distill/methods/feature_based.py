@@ -8,7 +8,8 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from distill.methods.base import Method, TeacherOptions, Workload
+from distill.methods.base import Workload
+from distill.methods.single_teacher import SingleTeacher, TeacherOptions
 from distill.networks.registry import Model
 from distill.taps import FrozenFeatures, Tap, embedding_tap, pooled
 from distill.training.features import Batch
@@ -28,7 +29,7 @@ class FeatureOptions(TeacherOptions):
     teacher_layer: str = ""
 
 
-class FeatureMethod(Method, ABC):
+class FeatureMethod(SingleTeacher, ABC):
     """The task loss plus what ``comparison`` says of the two features, weighted by the options."""
 
     Options: ClassVar[type] = FeatureOptions

@@ -8,7 +8,8 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from distill.methods.base import METHODS, Method, TeacherOptions
+from distill.methods.base import METHODS
+from distill.methods.single_teacher import SingleTeacher, TeacherOptions
 from distill.training.features import Batch
 
 
@@ -27,7 +28,7 @@ class KdOptions(TeacherOptions):
 
 
 @METHODS.register("kd")
-class KnowledgeDistillation(Method):
+class KnowledgeDistillation(SingleTeacher):
     """The student imitates the softened probabilities of a lone-trained teacher."""
 
     name = "kd"

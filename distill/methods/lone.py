@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
-from distill.methods.base import METHODS, Method, NoOptions, Workload
+from distill.methods.base import METHODS, Method, Workload
 from distill.networks.registry import Model
 
 
@@ -13,7 +11,6 @@ class Lone(Method):
     """The student alone."""
 
     name = "lone"
-    Options: ClassVar[type] = NoOptions
 
     def workload(self) -> list[Workload]:
         return [Workload("lone_student", self.lab.epochs.student, trained=["student"])]

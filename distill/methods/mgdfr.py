@@ -12,8 +12,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from distill.lab import freeze
-from distill.methods.base import METHODS, Answers, Workload
+from distill.methods.base import METHODS, Workload
 from distill.methods.kd import KdOptions, KnowledgeDistillation
+from distill.methods.single_teacher import Answers
 from distill.networks.registry import Model, find_layer
 from distill.suffix import SplitModel, split_at
 from distill.taps import maskable_layers

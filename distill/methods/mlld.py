@@ -9,7 +9,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from distill.methods.base import METHODS, Method, TeacherOptions
+from distill.methods.base import METHODS
+from distill.methods.single_teacher import SingleTeacher, TeacherOptions
 from distill.training.features import Batch
 
 
@@ -32,7 +33,7 @@ class MlldOptions(TeacherOptions):
 
 
 @METHODS.register("mlld")
-class MultiLevelLogits(Method):
+class MultiLevelLogits(SingleTeacher):
     """The student imitates probabilities, how classes go together, and how samples go together."""
 
     name = "mlld"

@@ -106,7 +106,10 @@ class MstDistill(Method):
             return {"loss": total, **losses}
 
         def validate() -> dict[str, float]:
-            return {k: v for name, model in models.items() for k, v in self.lab.validate(model, f"val_{name}").items()}
+            metrics = self.lab.validate(student)
+            for name, teacher in teachers.items():
+                metrics |= self.lab.validate(teacher, f"val_{name}")
+            return metrics
 
         best = (
             {name: (f"val_{name}_error", f"val_{name}_loss") for name in teachers}

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from distill.methods.base import METHODS, Method, TeacherOptions
+from distill.methods.base import METHODS
+from distill.methods.single_teacher import SingleTeacher, TeacherOptions
 from distill.networks.registry import Model
 from distill.taps import Tap, maskable_layers
 from distill.training.features import Batch
@@ -46,7 +47,7 @@ class OfaOptions(TeacherOptions):
 
 
 @METHODS.register("ofa")
-class OneForAll(Method):
+class OneForAll(SingleTeacher):
     """Layers of the student imitate the teacher's probabilities, each through an exit of its own.
 
     Exits are dropped after training.

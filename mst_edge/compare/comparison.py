@@ -16,7 +16,7 @@ from mst_edge.compare.contenders import LONE, Contender, choose, teacher
 from mst_edge.compare.summary import summarise
 from mst_edge.compare.trial import Request, Trial
 from mst_edge.core.errors import UserError
-from mst_edge.core.files import read_json, remove_leftovers, write_json
+from mst_edge.core.files import read_json, remove_leftovers, require_unused, write_json
 from mst_edge.core.provenance import provenance
 from mst_edge.recipe import Recipe, require_same
 from mst_edge.report.comparison import write_files
@@ -114,8 +114,7 @@ def _begin(out: Path, recipe: Recipe, device: str) -> None:
             )
         remove_leftovers(out)
         return
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError("is not empty and holds no comparison", where=out, fix="use another --out")
+    require_unused(out, "comparison")
     write_json(file, {"recipe": recipe.to_dict(), "device": device})
 
 

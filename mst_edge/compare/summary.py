@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mst_edge.compare.contenders import LONE, Contender
+from mst_edge.compare.intervals import accuracy_over_seeds, gain_over_seeds
 from mst_edge.compare.trial import Trial
-from mst_edge.core.stats import Interval, accuracy_over_seeds, gain_over_seeds
+from mst_edge.core.stats import Interval
 from mst_edge.recipe import Recipe
 
 METRIC = "accuracy"

@@ -13,6 +13,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from mst_edge.core.errors import UserError
+
 _BLOCK_BYTES = 1 << 20
 _TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}\.(tmp|old)")
 
@@ -46,6 +48,16 @@ def atomic_path(path: Path) -> Iterator[Path]:
         else:
             temporary.unlink(missing_ok=True)
         raise
+
+
+def require_unused(folder: Path, holds: str) -> None:
+    """Makes sure that ``folder`` is absent or empty; ``holds`` says what it should hold otherwise.
+
+    Raises:
+        UserError: it has other things in it, or is a file.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"is not empty and holds no {holds}", where=folder, fix="use another --out")
 
 
 def remove_leftovers(folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -75,37 +76,35 @@ def _chosen(target: Mapping[str, Any]) -> Mapping[str, Any]:
 def _models_chart(result: Mapping[str, Any]) -> str:
     distill = result["distill"]
     rows = [
-        (model_name(row, distill), row["test"]["accuracy"], *row["test_accuracy_interval"], _style(row, distill))
-        for row in distill["models"]
+        (model_name(row, distill), row["test"]["accuracy"], *row["test_accuracy_interval"], style)
+        for row, style in zip(distill["models"], _styles(distill), strict=True)
     ]
     return svg.intervals(rows)
 
 
-def _style(row: Mapping[str, Any], distill: Mapping[str, Any]) -> int:
-    if row["role"] == "teacher":
-        return 1
-    if row["method"] == distill["method"]:
-        return 0
-    return {"lone": 2, "kd": 3}.get(row["method"], 4)
+def _styles(distill: Mapping[str, Any]) -> list[int]:
+    """A colour per trained model: the deployed student's, the teacher's, and one for each other student."""
+    others = itertools.cycle(range(2, svg.STYLES))
+    return [
+        1 if row["role"] == "teacher" else 0 if row["method"] == distill["method"] else next(others)
+        for row in distill["models"]
+    ]
 
 
 def _curves(result: Mapping[str, Any], histories: Mapping[str, Sequence[Mapping[str, float]]]) -> dict[str, Any]:
-    """Validation accuracy per epoch of every student and of the teacher, with a legend."""
+    """Validation accuracy per epoch of every student and of the teacher, with a legend.
+
+    An epoch whose phase validates something else than accuracy (hints, say) is left out of the line.
+    """
     distill = result["distill"]
-    series: dict[str, list[float]] = {}
-    starts: dict[str, int] = {}
+    series: dict[str, list[tuple[int, float]]] = {}
     styles: dict[str, int] = {}
-    for row in distill["models"]:
+    for row, style in zip(distill["models"], _styles(distill), strict=True):
+        epochs = [epoch for phase in row["phases"] for epoch in histories[phase]]
         name = model_name(row, distill)
-        if row["role"] == "teacher":
-            values = [epoch["val_accuracy"] for epoch in histories["lone_multimodal"]]
-        elif row["method"] == "lone":
-            values = [epoch["val_accuracy"] for epoch in histories["lone_student"]]
-        else:
-            first = [epoch["val_student_accuracy"] for epoch in histories.get(f"{row['method']}_collaborate", [])]
-            values = first + [epoch["val_accuracy"] for epoch in histories[row["method"]]]
-        series[name], starts[name], styles[name] = values, 0, _style(row, distill)
-    chart = svg.lines(series, x_label="epoch", y_label="validation accuracy", styles=styles, starts=starts)
+        series[name] = [(n, e["val_accuracy"]) for n, e in enumerate(epochs, start=1) if "val_accuracy" in e]
+        styles[name] = style
+    chart = svg.lines(series, x_label="epoch", y_label="validation accuracy", styles=styles)
     return {"chart": chart, "legend": [{"name": name, "style": style} for name, style in styles.items()]}
 
 
@@ -119,7 +118,7 @@ def _routing(result: Mapping[str, Any]) -> dict[str, Any] | None:
     rows = [
         {
             "name": row["name"],
-            "style": style,
+            "style": style % svg.STYLES,
             "accuracy": row["val"]["accuracy"],
             "use": row["use"][-1],
             "mask_parameters": row["mask_parameters"],

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 
+STYLES = 8  # colour classes of the page
 _LEFT, _RIGHT, _TOP, _BOTTOM = 76, 16, 14, 40
 _FONT_PX = 12
 _LETTER_PX, _LABEL_STEP = 7.0, 16
@@ -142,36 +143,30 @@ def _limit_y(frame: _Frame, value: float) -> str:
 
 
 def lines(
-    series: Mapping[str, Sequence[float]],
+    series: Mapping[str, Sequence[tuple[int, float]]],
     *,
     x_label: str,
     y_label: str,
     styles: Mapping[str, int],
-    starts: Mapping[str, int] | None = None,
-    percent: bool = True,
     width: int = 826,
     height: int = 300,
 ) -> str:
-    """One line per series over epochs 1, 2, ...; ``starts`` shifts a series to a later first epoch."""
-    starts = starts or {}
-    last = max(starts.get(name, 0) + len(values) for name, values in series.items())
-    every = [value for values in series.values() for value in values]
+    """One line per series of (epoch, share); shares are shown in percent."""
+    last = max(epoch for points in series.values() for epoch, _ in points)
+    every = [value for points in series.values() for _, value in points]
     low, high = min(every), max(every)
     pad = 0.06 * (high - low) or 0.05
-    frame = _Frame(width, height, (1, max(2, last)), (max(0.0, low - pad) if percent else low - pad, high + pad))
-    shown = _percent(frame.y) if percent else lambda v: f"{v:g}"
-    parts = [_axes(frame, x_label, y_label, lambda v: f"{v:.0f}", shown)]
-    for name, values in series.items():
-        first = starts.get(name, 0) + 1
-        path = " ".join(f"{frame.px(first + i):.1f},{frame.py(v):.1f}" for i, v in enumerate(values))
-        said = f"{values[-1]:.1%}" if percent else f"{values[-1]:.3g}"
+    frame = _Frame(width, height, (1, max(2, last)), (max(0.0, low - pad), high + pad))
+    parts = [_axes(frame, x_label, y_label, lambda v: f"{v:.0f}", _percent(frame.y))]
+    for name, points in series.items():
+        path = " ".join(f"{frame.px(epoch):.1f},{frame.py(value):.1f}" for epoch, value in points)
         dots = "".join(
-            f'<circle cx="{frame.px(first + i):.1f}" cy="{frame.py(v):.1f}" r="7" class="hit">'
-            f"<title>{escape(name)}, epoch {first + i}: {f'{v:.1%}' if percent else f'{v:.3g}'}</title></circle>"
-            for i, v in enumerate(values)
+            f'<circle cx="{frame.px(epoch):.1f}" cy="{frame.py(value):.1f}" r="7" class="hit">'
+            f"<title>{escape(name)}, epoch {epoch}: {value:.1%}</title></circle>"
+            for epoch, value in points
         )
         parts.append(
-            f'<g class="series c{styles[name]}"><title>{escape(name)}: {said} at the end</title>'
+            f'<g class="series c{styles[name]}"><title>{escape(name)}: {points[-1][1]:.1%} at the end</title>'
             f'<polyline points="{path}"/>{dots}</g>'
         )
     return _svg(width, height, parts)
@@ -191,7 +186,7 @@ def stacked(
             share = values[epoch]
             top = frame.py(base + share)
             parts.append(
-                f'<rect class="fill c{style}" x="{frame.px(epoch + 1) - bar / 2:.1f}" y="{top:.1f}" '
+                f'<rect class="fill c{style % STYLES}" x="{frame.px(epoch + 1) - bar / 2:.1f}" y="{top:.1f}" '
                 f'width="{bar:.1f}" height="{max(0.0, frame.py(base) - top):.1f}">'
                 f"<title>{escape(name)}, epoch {epoch + 1}: {share:.1%}</title></rect>"
             )

@@ -127,11 +127,12 @@ def run_distill(recipe: Recipe, data: Data, run: RunFolder, lab: Lab, methods: M
     if needs_teachers(methods):
         teacher = lab.trained_teacher(MULTIMODAL)
         logits["teacher"] = lab.logits(teacher, "test")
-        models.append(_row(lab, "lone", "teacher", teacher, logits["teacher"]))
+        models.append(_row(lab, "lone", "teacher", teacher, logits["teacher"], ["lone_multimodal"]))
     for name, method in methods.items():
         student = method.train()
         logits[name] = lab.logits(student, "test")
-        models.append(_row(lab, name, "student", student, logits[name]))
+        phases = [work.phase for work in method.workload() if "student" in work.trained]
+        models.append(_row(lab, name, "student", student, logits[name], phases))
         if method.insights:
             insights[name] = method.insights
         if name == recipe.distill.method:
@@ -169,7 +170,8 @@ def _save(recipe: Recipe, data: Data, run: RunFolder, lab: Lab, model: Model, re
     write_json(run.distill / "histories.json", lab.histories)
 
 
-def _row(lab: Lab, method: str, role: str, model: Model, logits: Tensor) -> dict[str, Any]:
+def _row(lab: Lab, method: str, role: str, model: Model, logits: Tensor, phases: list[str]) -> dict[str, Any]:
+    """What the result says of a trained model; ``phases`` name the histories of its training, in order."""
     target = lab.store.target("test")
     right = int((logits.argmax(dim=1) == target).sum())
     interval = proportion_interval(right, len(target))
@@ -178,6 +180,7 @@ def _row(lab: Lab, method: str, role: str, model: Model, logits: Tensor) -> dict
         "role": role,
         "reads": list(model.reads),
         "parameters": model.parameters,
+        "phases": phases,
         "val": lab.task.metrics(lab.logits(model, "val"), lab.store.target("val")),
         "test": lab.task.metrics(logits, target),
         "test_accuracy_interval": [interval.low, interval.high],

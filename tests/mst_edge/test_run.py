@@ -197,6 +197,17 @@ def test_distill_alone_stops_after_training(tmp_path):
     assert (tmp_path / "out" / "bundles" / "cpu.zip").is_file()
 
 
+def test_the_report_draws_each_students_epochs_where_they_were(tmp_path, finished_run):
+    """Hints have no accuracy to validate: the curve of FitNets begins after them."""
+    done = mst_edge(
+        "distill", finished_run.parent / "small.yaml", "--out", tmp_path / "out", "--set", "distill.compare=[fitnets]"
+    )
+    assert done.code == 0, done.err
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert [n for n in range(1, 6) if f"fitnets student, epoch {n}:" in page] == [2, 3, 4]
+    assert [n for n in range(1, 6) if f"mst student (improved), epoch {n}:" in page] == [1, 2, 3, 4]
+
+
 def test_json_is_all_that_is_printed_when_asked_for(finished_run):
     done = mst_edge("run", finished_run.parent / "small.yaml", "--out", finished_run, "--resume", "--json")
     assert json.loads(done.out)["gate"] == "passed"

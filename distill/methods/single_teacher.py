@@ -1,0 +1,129 @@
+"""What methods share that learn from one frozen, lone-trained teacher."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from distill.lab import MULTIMODAL, Lab
+from distill.methods.base import Method, Workload
+from distill.networks.registry import Model
+from distill.training.features import Batch
+from distill.training.phase import Phase
+from mst_edge.core.errors import unknown_name
+
+Answers = Callable[[Batch], Mapping[str, Tensor]]
+Step = Callable[[Batch, int], Mapping[str, Tensor]]
+
+
+@dataclass(frozen=True)
+class TeacherOptions:
+    """For a method that learns from one lone-trained teacher.
+
+    Attributes:
+        teacher: ``multimodal``, or the modality that a cross-modal teacher reads.
+    """
+
+    teacher: str = MULTIMODAL
+
+
+class SingleTeacher(Method):
+    """By default one stage in which the student learns by ``loss`` from the teacher's logits.
+
+    A subclass writes ``loss``; one that needs more than logits writes ``train`` with the tools below.
+
+    Attributes:
+        teacher: name of the teacher that the options choose.
+
+    Raises:
+        UserError: the lab has no such teacher.
+    """
+
+    Options: ClassVar[type] = TeacherOptions
+
+    def __init__(self, lab: Lab, options: Any) -> None:
+        super().__init__(lab, options)
+        self.teacher: str = options.teacher
+        if self.teacher not in lab.teachers:
+            raise unknown_name("teacher", self.teacher, lab.teachers, where="distill.options.teacher")
+
+    def teachers(self) -> Mapping[str, Model]:
+        """The frozen teachers whose logits ``loss`` gets."""
+        return {self.teacher: self.lab.trained_teacher(self.teacher)}
+
+    def loss(self, student: Tensor, teachers: Mapping[str, Tensor], batch: Batch, epoch: int) -> dict[str, Tensor]:
+        """Scalars by name; ``loss`` is minimised."""
+        raise NotImplementedError
+
+    def workload(self) -> list[Workload]:
+        return [*self.lone_teacher_work(), *super().workload()]
+
+    def lone_teacher_work(self) -> list[Workload]:
+        """The lone training of the chosen teacher; none for the multimodal one, which every run trains."""
+        if self.teacher == MULTIMODAL:
+            return []
+        return [Workload(f"lone_{self.teacher}", self.lab.epochs.student, trained=[self.teacher])]
+
+    def weighted(self, losses: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Adds ``loss``: the sum of all losses, each times the option ``<its name>_weight``."""
+        total = torch.stack([getattr(self.options, f"{name}_weight") * value for name, value in losses.items()]).sum()
+        return {"loss": total, **losses}
+
+    def seed_helpers(self) -> None:
+        """Seeds the initial weights of what is made next, by the session's seed and the method's name."""
+        torch.manual_seed(self.lab.session.seed_for(self.name, "helpers"))
+
+    def train(self) -> Model:
+        student = self.lab.new_student()
+        self.imitate(student, self.answers())
+        return student
+
+    def imitate(self, student: Model, answers: Answers, epochs_before: int = 0) -> None:
+        """Trains the student by ``loss``; ``epochs_before`` of its budget are already used."""
+
+        def step(batch: Batch, epoch: int) -> dict[str, Tensor]:
+            return self.loss(student(batch.inputs), answers(batch), batch, epoch)
+
+        self.teach(student, step, epochs_before=epochs_before)
+
+    def answers(self) -> Answers:
+        """``(B, C)`` logits of every teacher for the samples of a batch, computed once."""
+        lab = self.lab
+        tables = {key: lab.cached_logits(key, model, model.reads) for key, model in self.teachers().items()}
+        return lambda batch: {key: table[batch.ids].to(lab.session.device) for key, table in tables.items()}
+
+    def teach(
+        self,
+        student: Model,
+        step: Step,
+        helpers: Mapping[str, nn.Module] | None = None,
+        reads: Sequence[str] = (),
+        epochs_before: int = 0,
+    ) -> None:
+        """Runs the phase named after the method, which ends with the student's best weights.
+
+        Args:
+            helpers: modules by name that learn along or hold state, and exist for training only.
+            reads: modalities that ``step`` needs beside the student's.
+            epochs_before: epochs of its budget that the student has had in earlier phases.
+        """
+        lab, helpers = self.lab, helpers or {}
+        budget = lab.epochs.student
+        lab.run(
+            Phase(
+                name=self.name,
+                epochs=budget - epochs_before,
+                modules={"student": student.module, **helpers},
+                optimizers=[
+                    lab.optimizer.build([student.module, *helpers.values()], span=(epochs_before / budget, 1.0))
+                ],
+                step=step,
+                validate=lambda: lab.validate(student),
+                keep_best={"student": ("val_error", "val_loss")},
+                reads=sorted({*student.reads, *reads}),
+            )
+        )
