@@ -76,7 +76,7 @@ def method_options(name: str, preset: str, said: dict[str, Any], asked_by: str =
     Raises:
         UserError: unknown method, preset or option.
     """
-    cls = METHODS.get(name, where="distill.method")
+    cls = METHODS.get(name)
     presets = getattr(cls, "presets", {})
     if preset and preset not in presets:
         known = ", ".join(presets) or "none"
@@ -91,8 +91,9 @@ def make_method(recipe: Recipe, lab: Lab, name: str) -> Method:
         UserError: unknown method, preset or option, or options that contradict each other.
     """
     mine = name == recipe.distill.method
+    cls = METHODS.get(name, where="distill.method" if mine else "distill.compare")
     options = method_options(name, recipe.distill.preset if mine else "", recipe.distill.options if mine else {})
-    return METHODS.get(name)(lab, options)
+    return cls(lab, options)
 
 
 def checked_methods(recipe: Recipe, lab: Lab) -> dict[str, Method]:
