@@ -1,0 +1,182 @@
+"""CrisisMMD v2.0 (Alam, Ofli and Imran, ICWSM 2018): tweets and their images from seven disasters, two tasks.
+
+The tables are those of the agreed labels (Ofli, Alam and Imran, ISCRAM 2020): text and image were given the
+same label. One row is one image; a tweet with several images has several rows, all in one split.
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import hashlib
+import io
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from distill.datasets.sources import Home, Source
+from mst_edge.core.errors import UserError
+
+CLASSES: Mapping[str, tuple[str, ...]] = {
+    "humanitarian": (
+        "not_humanitarian",
+        "affected_individuals",
+        "infrastructure_and_utility_damage",
+        "injured_or_dead_people",
+        "missing_or_found_people",
+        "rescue_volunteering_or_donation_effort",
+        "vehicle_damage",
+        "other_relevant_information",
+    ),
+    "informative": ("not_informative", "informative"),
+}
+# As in the publication of the agreed labels: too few people injured or missing, too few vehicles.
+MERGED = {
+    "injured_or_dead_people": "affected_individuals",
+    "missing_or_found_people": "affected_individuals",
+    "vehicle_damage": "infrastructure_and_utility_damage",
+}
+_PARTS = ("train", "dev", "test")  # in the order of the codes 0 train, 1 val, 2 test
+_COLUMNS = ("event_name", "tweet_id", "image_id", "tweet_text", "image", "label")
+_MAX_TABLE_BYTES = 64 << 20
+_COMMIT = "8862149a36f485f980cfd6ac719cba65e296647c"
+_HOME = f"https://raw.githubusercontent.com/firojalam/multimodal_social_media/{_COMMIT}/data/task_data"
+_SHA256 = {
+    ("humanitarian", "train"): "d4a1f6acc4a70355a23932c1b5a3ea16d26875a2f22bb12da9888045efd06b61",
+    ("humanitarian", "dev"): "419808df9078bf62d0ca0ef8118e7b983c4366c6afe8ce7bd16556a79f7e29a8",
+    ("humanitarian", "test"): "9261417c712da9de927ea33e4a361c5647b33ef091dc87284ec905b62fadbfc5",
+    ("informative", "train"): "e87dae90a02ec96143e52d035346fc0bf0b960dc3560885983fd01b4a961891d",
+    ("informative", "dev"): "34f70342ec8d71c9ac39385c05e891cc7fa46f245105bb20263720450987cf77",
+    ("informative", "test"): "5937b90fc5459fbbb63ea3da7877768d14248d00f5d7b2f9d648cbebe5b21faf",
+}
+
+
+@dataclass(frozen=True)
+class Post:
+    """One row: a tweet with one of its images.
+
+    Attributes:
+        image: path of the image below the image archive's root.
+        split: the official one, 0 train, 1 val (``dev``), 2 test.
+    """
+
+    event: str
+    tweet_id: str
+    image_id: str
+    text: str
+    image: str
+    label: str
+    split: int
+
+
+def class_names(task: str, *, merged: bool = False) -> tuple[str, ...]:
+    """The classes of a task in the benchmark's order; ``merged`` leaves the usual five humanitarian ones."""
+    return tuple(name for name in CLASSES[task] if not (merged and name in MERGED))
+
+
+def class_of(post: Post, *, merged: bool = False) -> str:
+    """The post's class; ``merged`` as in ``class_names``."""
+    return MERGED.get(post.label, post.label) if merged else post.label
+
+
+def one_per_tweet(posts: Sequence[Post]) -> list[Post]:
+    """The first row of each tweet: for who reads the text alone, or follows the published benchmark."""
+    first: dict[str, Post] = {}
+    for post in posts:
+        first.setdefault(post.tweet_id, post)
+    return list(first.values())
+
+
+def read_posts(root: Path, task: str, fetch: str) -> list[Post]:
+    """All rows of a task in the order train, dev, test.
+
+    Raises:
+        UserError: a table is missing or malformed, or one tweet lies in two of them; names table and line.
+    """
+    posts: list[Post] = []
+    for split, source in enumerate(sources(task)):
+        posts += read_table(source.locate(root, fetch), task, split)
+    part_of: dict[str, int] = {}
+    for post in posts:
+        if part_of.setdefault(post.tweet_id, post.split) != post.split:
+            raise UserError(
+                f"tweet {post.tweet_id} is in {_PARTS[part_of[post.tweet_id]]} and in {_PARTS[post.split]}",
+                where=root / "crisismmd",
+                fix=f"run `{fetch}`",
+            )
+    return posts
+
+
+def read_table(path: Path, task: str, split: int) -> list[Post]:
+    """The rows of one table, plain or gzip-compressed; quotation marks are text, not syntax."""
+    try:
+        text = _unpacked(path).decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(f"is not UTF-8 ({error})", where=path, fix="fetch it again") from None
+    lines = csv.reader(io.StringIO(text, newline=""), delimiter="\t", quoting=csv.QUOTE_NONE)
+    header = next(lines, [])
+    absent = [name for name in _COLUMNS if name not in header]
+    if absent:
+        raise UserError(f"has no column {absent[0]}; its columns: {', '.join(header)}", where=path)
+    posts = []
+    for number, line in enumerate(lines, start=2):
+        where = f"{path}:{number}"
+        if len(line) != len(header):
+            raise UserError(f"has {len(line)} columns, the header {len(header)}", where=where)
+        row = dict(zip(header, line, strict=True))
+        empty = [name for name in _COLUMNS if not row[name].strip()]
+        if empty:
+            raise UserError(f"column {empty[0]} is empty", where=where)
+        if row["label"] not in CLASSES[task]:
+            raise UserError(f"label {row['label']!r} is none of the {task} task's", where=where)
+        posts.append(
+            Post(
+                row["event_name"],
+                row["tweet_id"],
+                row["image_id"],
+                row["tweet_text"],
+                row["image"],
+                row["label"],
+                split,
+            )
+        )
+    return posts
+
+
+def sources(task: str) -> tuple[Source, ...]:
+    """The tables of a task: train, dev, test."""
+    return _SOURCES[task]
+
+
+def _unpacked(path: Path) -> bytes:
+    try:
+        with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
+            content = file.read(_MAX_TABLE_BYTES + 1)
+    except (OSError, EOFError, zlib.error) as error:
+        raise UserError(f"not a whole file ({error})", where=path, fix="fetch it again") from None
+    if len(content) > _MAX_TABLE_BYTES:
+        raise UserError(f"unpacks to more than {_MAX_TABLE_BYTES} bytes", where=path)
+    return content
+
+
+def _check_as(task: str, part: str) -> Callable[[Path], None]:
+    def check(path: Path) -> None:
+        read_table(path, task, _PARTS.index(part))  # tells the line at fault, where there is one
+        if hashlib.sha256(_unpacked(path)).hexdigest() != _SHA256[task, part]:
+            raise UserError("differs from the published table", where=path, fix="fetch it again")
+
+    return check
+
+
+def _source(task: str, part: str) -> Source:
+    name = f"task_{task}_text_img_agreed_lab_{part}.tsv"
+    return Source(
+        name=f"CrisisMMD {task} {part}",
+        files=(f"crisismmd/{name}.gz", f"crisismmd/{name}"),
+        homes=(Home(f"{_HOME}/{name}", f"crisismmd/{name}"),),
+        check=_check_as(task, part),
+    )
+
+
+_SOURCES = {task: tuple(_source(task, part) for part in _PARTS) for task in CLASSES}
