@@ -7,9 +7,9 @@ import hashlib
 import io
 import zipfile
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
-from typing import Any, Self
+from typing import IO, Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -147,6 +147,95 @@ class AudioFiles(RawFiles):
             raise UserError(f"is cut off: {len(pcm)} of {frames} samples can be decoded", where=where)
         mono = pcm[:, 0] if pcm.shape[1] == 1 else np.round(pcm.mean(axis=1)).astype(np.int16)
         return mono, int(rate)
+
+
+class NpzFile:
+    """The arrays in an ``.npz`` file, read row by row: none is ever wholly in memory.
+
+    Raises:
+        UserError: not a whole npz file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            self._zip = zipfile.ZipFile(path)
+        except (zipfile.BadZipFile, OSError) as error:
+            raise UserError(f"not a whole npz file ({error})", where=path) from None
+        self._names = {name.removesuffix(".npy") for name in self._zip.namelist()}
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._names
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Shape of an array.
+
+        Raises:
+            UserError: there is no such array, or it holds Python objects.
+        """
+        with self._open(name) as file:
+            return self._header(file, name)[0]
+
+    def rows(self, name: str) -> Iterator[NDArray[Any]]:
+        """The array's rows, one in memory at a time.
+
+        Raises:
+            UserError: the array is cut off, damaged or holds Python objects.
+        """
+        with self._open(name) as file:
+            shape, dtype = self._header(file, name)
+            count = int(np.prod(shape[1:], dtype=np.int64)) * dtype.itemsize
+            for row in range(shape[0]):
+                try:
+                    content = file.read(count)
+                except (zipfile.BadZipFile, zlib.error, EOFError) as error:
+                    raise UserError(f"row {row} of {name} is damaged ({error})", where=self.path) from None
+                if len(content) < count:
+                    raise UserError(f"{name} is cut off in row {row} of {shape[0]}", where=self.path)
+                yield np.frombuffer(content, dtype).reshape(shape[1:])
+
+    def whole(self, name: str) -> NDArray[Any]:
+        """A small array, in memory."""
+        rows = list(self.rows(name))
+        return np.stack(rows) if rows else np.zeros(self.shape(name))
+
+    def _open(self, name: str) -> IO[bytes]:
+        if name not in self:
+            raise UserError(f"holds no array {name}, only {', '.join(sorted(self._names)) or 'none'}", where=self.path)
+        return self._zip.open(f"{name}.npy")
+
+    def _header(self, file: IO[bytes], name: str) -> tuple[tuple[int, ...], np.dtype[Any]]:
+        try:
+            version = np.lib.format.read_magic(file)
+            read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+            shape, fortran, dtype = read(file)
+        except (ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+            raise UserError(f"{name} is no array ({error})", where=self.path) from None
+        if dtype.hasobject or fortran or not shape:
+            raise UserError(
+                f"{name} must be an array of numbers or names in C order",
+                where=self.path,
+                fix="numpy.ascontiguousarray",
+            )
+        return shape, dtype
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._zip.close()
+
+
+def finite(rows: Iterable[NDArray[Any]], what: str, where: object) -> Iterator[NDArray[Any]]:
+    """The rows as they are.
+
+    Raises:
+        UserError: one holds NaN or infinity; names it.
+    """
+    for number, row in enumerate(rows):
+        if not np.isfinite(row).all():
+            raise UserError(f"{what} of sample {number} holds NaN or infinity", where=where)
+        yield row
 
 
 def pcm_digest(pcm: NDArray[np.int16]) -> str:

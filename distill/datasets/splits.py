@@ -14,6 +14,7 @@ from mst_edge.core.errors import UserError, unknown_name
 
 RANDOM = "random"
 REFERENCE = "reference"
+OFFICIAL = "official"
 _FRACTIONS = (0.6, 0.2, 0.2)
 _REFERENCE_SEED = 19980427
 _REFERENCE_DRAWS = 20
@@ -27,7 +28,8 @@ class SplitRule:
         seed: decides who goes where; independent of the seed of initialisation.
         fractions: shares of train, validation and test; they sum to 1.
         by: name of the grouping to keep together, ``random`` for none, ``reference`` for the published
-            benchmark's own permutations, empty for the dataset's default.
+            benchmark's own permutations, ``official`` for the split that the data was published with, empty
+            for the dataset's default.
         folds: 0, or k for cross-validation: seeds 0..k-1 test each of k folds once, validate on the next
             one and train on the rest; seeds k..2k-1 deal the folds anew.
     """
@@ -45,9 +47,14 @@ class SplitRule:
     def __post_init__(self) -> None:
         if self.folds and self.folds < len(SPLITS):
             raise UserError(f"needs at least {len(SPLITS)}, received {self.folds}", where="dataset.split.folds")
-        if self.folds and (self.fractions != _FRACTIONS or self.by == REFERENCE):
-            other = f"by: {REFERENCE}" if self.by == REFERENCE else "fractions"
-            raise UserError(f"folds and {other} exclude each other", where="dataset.split")
+        said = {
+            "folds": bool(self.folds),
+            "fractions": self.fractions != _FRACTIONS and self.by != REFERENCE,
+            f"by: {self.by}": self.by in (REFERENCE, OFFICIAL),
+        }
+        if sum(said.values()) > 1:
+            names = " and ".join(name for name, given in said.items() if given)
+            raise UserError(f"{names} exclude each other", where="dataset.split")
         if self.by == REFERENCE and self.seed >= _REFERENCE_DRAWS:
             raise UserError(
                 f"the reference has permutations 0..{_REFERENCE_DRAWS - 1}, received {self.seed}",

@@ -11,10 +11,16 @@ import gzip
 import hashlib
 import io
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
+from distill.datasets.readers import NpzFile, finite
 from distill.datasets.sources import Home, Source
 from mst_edge.core.errors import UserError
 
@@ -37,6 +43,7 @@ MERGED = {
     "missing_or_found_people": "affected_individuals",
     "vehicle_damage": "infrastructure_and_utility_damage",
 }
+FEATURES = {"image": 2048, "text": 768}
 _PARTS = ("train", "dev", "test")  # in the order of the codes 0 train, 1 val, 2 test
 _COLUMNS = ("event_name", "tweet_id", "image_id", "tweet_text", "image", "label")
 _MAX_TABLE_BYTES = 64 << 20
@@ -142,6 +149,65 @@ def read_table(path: Path, task: str, split: int) -> list[Post]:
             )
         )
     return posts
+
+
+@dataclass(frozen=True)
+class FeatureFile:
+    """The benchmark's features of posts: one npz of ``image``, ``text``, ``label`` and, where known, ``image_id``.
+
+    Attributes:
+        labels: ``(posts,)`` class numbers 0..7 in the order of ``CLASSES``.
+        image_ids: ``(posts,)`` names that tie a row to a row of the tables; empty where the file has none.
+    """
+
+    path: Path
+    labels: NDArray[np.int64]
+    image_ids: tuple[str, ...]
+
+    def rows(self, name: str) -> Iterator[NDArray[Any]]:
+        """Features ``image`` (2048,) or ``text`` (768,) of each post, one in memory at a time."""
+        with NpzFile(self.path) as file:
+            yield from finite(file.rows(name), name, self.path)
+
+
+def open_features(path: Path) -> FeatureFile:
+    """Reads everything but the features themselves.
+
+    Raises:
+        UserError: an array is missing or of the wrong shape, a label is out of range, or a name is doubled.
+    """
+    with NpzFile(path) as file:
+        labels = file.whole("label")
+        expected = {"label": (len(labels),)} | {name: (len(labels), width) for name, width in FEATURES.items()}
+        if "image_id" in file:
+            expected["image_id"] = (len(labels),)
+        for name, shape in expected.items():
+            if file.shape(name) != shape:
+                raise UserError(f"{name} has shape {file.shape(name)}, expected {shape}", where=path)
+        image_ids = tuple(str(name) for name in file.whole("image_id")) if "image_id" in file else ()
+    known = range(len(CLASSES["humanitarian"]))
+    for row, label in enumerate(labels.tolist()):
+        if label not in known:
+            raise UserError(f"label {label} of row {row} is none of 0..{known[-1]}", where=path)
+    twice = [name for name, count in Counter(image_ids).items() if count > 1]
+    if twice:
+        raise UserError(f"holds image_id {twice[0]} more than once", where=path)
+    return FeatureFile(path, labels.astype(np.int64), image_ids)
+
+
+def _check_features(path: Path) -> None:
+    held = open_features(path)
+    for name in FEATURES:
+        for _ in held.rows(name):
+            pass
+
+
+FEATURE_SOURCE = Source(
+    name="CrisisMMD features",
+    files=("crisismmd/crisismmd_features.npz",),
+    homes=(),
+    check=_check_features,
+)
 
 
 def sources(task: str) -> tuple[Source, ...]:

@@ -44,7 +44,7 @@ def test_the_usual_merge_is_the_one_of_the_published_text_labels(real, real_data
     """In the tables, ``label_text`` is already merged to five classes; ``label`` is not."""
     assert len(crisismmd.class_names("humanitarian", merged=True)) == 5
     path = crisismmd.sources("humanitarian")[0].locate(real_data, "")
-    rows = [row.split("\t") for row in gzip.open(path, "rt", encoding="utf-8").read().splitlines()[1:]]
+    rows = [row.split("\t") for row in gzip.decompress(path.read_bytes()).decode().splitlines()[1:]]
     train = [post for post in real["humanitarian"] if post.split == 0]
     assert [crisismmd.class_of(post, merged=True) for post in train] == [row[6] for row in rows if len(row) > 6]
 
