@@ -63,6 +63,7 @@ def verify_dataset(name: str, data_root: Path | None) -> None:
             typer.echo(f"BAD  {source.name}: {error}")
     if bad:
         raise UserError(f"{bad} of {len(sources)} files are missing or malformed", where=root)
+    DATASETS.get(name)().check_together(root)
 
 
 def build_to_folder(name: str, out: Path, data_root: Path | None, seed: int, by: str, settings: Sequence[str]) -> None:

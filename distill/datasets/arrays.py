@@ -26,7 +26,7 @@ DESCRIPTION = "dataset.yaml"
 _RESERVED = {"target", "split"}
 _BLOCK_BYTES = 32 << 20
 _AUDIO_WORDS = ("audio", "speech", "sound", "wave", "wav", "mic", "voice")
-_RANKS = {Kind.IMAGE: (2, 3), Kind.AUDIO: (1,), Kind.SEQUENCE: (2,), Kind.VECTOR: (1,)}
+_RANKS = {Kind.IMAGE: (2, 3), Kind.AUDIO: (1,), Kind.SEQUENCE: (2,), Kind.VECTOR: (1,), Kind.VIDEO: (4,)}
 
 
 class ModalityFile(BaseModel):
@@ -169,9 +169,7 @@ def infer_kind(name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Kind 
         return Kind.AUDIO if shape[0] >= 1000 and (audible or dtype == np.int16) else Kind.VECTOR
     if len(shape) == 2:
         return Kind.IMAGE if dtype == np.uint8 else Kind.SEQUENCE
-    if len(shape) == 3:
-        return Kind.IMAGE
-    return None
+    return {3: Kind.IMAGE, 4: Kind.VIDEO}.get(len(shape))
 
 
 def _describe(folder: Path) -> DatasetFile:

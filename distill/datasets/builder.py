@@ -48,6 +48,13 @@ class DatasetBuilder(ABC):
         """The raw files that a build with ``options`` reads; all ``sources`` unless a builder knows better."""
         return self.sources
 
+    def check_together(self, root: Path) -> None:  # noqa: B027
+        """Checks what the raw files say of each other, after each was checked alone.
+
+        Raises:
+            UserError: they contradict each other; names the first sample.
+        """
+
     @abstractmethod
     def build(self, options: Any, rule: SplitRule, data_root: Path | None, out: Path) -> None:
         """Writes the dataset folder ``out``; the same inputs always give the same bytes."""

@@ -48,6 +48,11 @@ class CrisisMmd(DatasetBuilder):
     groupings = (OFFICIAL, "tweet", "event", RANDOM, REFERENCE)
     sources = (crisismmd.FEATURE_SOURCE, *crisismmd.sources(_TASK))
 
+    def check_together(self, root: Path) -> None:
+        features = crisismmd.open_features(crisismmd.FEATURE_SOURCE.locate(root, _FETCH))
+        if features.image_ids:
+            _posts(features, crisismmd.read_posts(root, _TASK, _FETCH))
+
     def build(self, options: CrisisMmdOptions, rule: SplitRule, data_root: Path | None, out: Path) -> None:
         root = require_root(data_root, "crisismmd")
         features = crisismmd.open_features(crisismmd.FEATURE_SOURCE.locate(root, _FETCH))
