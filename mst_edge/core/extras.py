@@ -17,6 +17,7 @@ EXTRA_OF: Mapping[str, str] = {
     "onnx": "quantize",
     "onnxscript": "quantize",
     "openvino": "openvino",
+    "av": "video",
 }
 
 

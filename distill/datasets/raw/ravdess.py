@@ -65,7 +65,8 @@ def clips_of(actors: Sequence[int]) -> list[Clip]:
     """All 60 clips of each actor, sorted by name; neutral speech has no strong intensity."""
     return [
         Clip(f"01-{emotion:02}-{intensity:02}-{statement:02}-{take:02}-{actor:02}")
-        for emotion, intensity, statement, take, actor in product(range(1, 9), (1, 2), (1, 2), (1, 2), sorted(actors))
+        for emotion, intensity, statement, take in product(range(1, 9), (1, 2), (1, 2), (1, 2))
+        for actor in sorted(set(actors))
         if (emotion, intensity) != (1, 2)
     ]
 
@@ -76,7 +77,7 @@ def check_audio(path: Path) -> None:
     The 16 kHz copy must match sample for sample; of the 48 kHz original, duration and level must.
     """
     with AudioFiles(path) as files:
-        _require_all(files, [clip.audio for clip in clips_of(ACTORS)], "clips", path)
+        require_all(files, [clip.audio for clip in clips_of(ACTORS)], "clips", path)
         facts = _facts()
         differing = [stem for stem, fact in facts.items() if not _is_published(files, stem, fact)]
     if differing:
@@ -129,7 +130,7 @@ def read_speech(path: Path, clips: Sequence[Clip], least_rate_hz: int) -> Iterat
         UserError: a clip is missing, damaged, or sampled below ``least_rate_hz``; names it.
     """
     with AudioFiles(path) as files:
-        _require_all(files, [clip.audio for clip in clips], "clips", path)
+        require_all(files, [clip.audio for clip in clips], "clips", path)
         for clip in clips:
             pcm, rate = files.read(clip.audio)
             if rate < least_rate_hz:
@@ -169,7 +170,7 @@ def _rows_of_npz(path: Path, clips: Sequence[Clip]) -> Iterator[tuple[Clip, NDAr
         raise UserError(f"lacks {_count(absent, 'action units')}", where=path)
     columns = [names.index(name) for name in ACTION_UNITS]
     row_of = {Path(str(file)).stem: row for row, file in enumerate(held["audio_file"])}
-    _require_all(row_of, [clip.audio for clip in clips], "clips", path)
+    require_all(row_of, [clip.audio for clip in clips], "clips", path)
     for clip in clips:
         row = row_of[clip.audio]
         if int(held["emotion"][row]) != clip.emotion:
@@ -187,7 +188,7 @@ def _load_npz(path: Path) -> Mapping[str, NDArray[Any]]:
 
 def _rows_of_tables(path: Path, clips: Sequence[Clip]) -> Iterator[tuple[Clip, NDArray[np.float32]]]:
     with RawFiles(path, (".csv",)) as files:
-        _require_all(files, [clip.video for clip in clips], "tables", path)
+        require_all(files, [clip.video for clip in clips], "tables", path)
         for clip in clips:
             yield clip, _mean_of_table(files.content(clip.video), files.where(clip.video))
 
@@ -232,7 +233,12 @@ def _is_published(files: AudioFiles, stem: str, fact: Mapping[str, str]) -> bool
     )
 
 
-def _require_all(held: Container[str], wanted: Sequence[str], what: str, where: Path) -> None:
+def require_all(held: Container[str], wanted: Sequence[str], what: str, where: Path) -> None:
+    """Makes sure that ``held`` has every name.
+
+    Raises:
+        UserError: it lacks some; counts them and names the first.
+    """
     missing = [stem for stem in wanted if stem not in held]
     if missing:
         raise UserError(f"lacks {_count(missing, what)}", where=where)
