@@ -42,8 +42,9 @@ class DatasetFile(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     name: str = ""
-    task: Literal["classification"] = "classification"
+    task: Literal["classification", "segmentation"] = "classification"
     classes: list[str] | None = None
+    ignore_label: int | None = None
     modalities: dict[Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_]*$")], ModalityFile] = {}
     groups: dict[str, str] = {}
     split: str | None = None
