@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import io
+import warnings
 import zipfile
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
@@ -236,6 +237,26 @@ def finite(rows: Iterable[NDArray[Any]], what: str, where: object) -> Iterator[N
         if not np.isfinite(row).all():
             raise UserError(f"{what} of sample {number} holds NaN or infinity", where=where)
         yield row
+
+
+def decode_picture(content: bytes, size: int, where: object) -> NDArray[np.uint8]:
+    """``(size, size, 3)`` RGB of a picture file's bytes, resized without a crop.
+
+    Raises:
+        UserError: damaged, or of more pixels than any camera's.
+    """
+    from PIL import Image
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        try:
+            with Image.open(io.BytesIO(content)) as image:
+                resized = image.convert("RGB").resize((size, size), Image.Resampling.BILINEAR)
+        except (OSError, ValueError, SyntaxError) as error:
+            raise UserError(f"not a whole picture ({error})", where=where) from None
+        except (Image.DecompressionBombWarning, Image.DecompressionBombError):
+            raise UserError("has more pixels than any camera: refused", where=where) from None
+    return np.asarray(resized, dtype=np.uint8)
 
 
 def pcm_digest(pcm: NDArray[np.int16]) -> str:

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from distill.datasets.readers import NpzFile, finite
+from distill.datasets.readers import NpzFile, RawFiles, decode_picture, finite
 from distill.datasets.sources import Home, Source
 from mst_edge.core.errors import UserError
 
@@ -43,6 +43,7 @@ MERGED = {
     "missing_or_found_people": "affected_individuals",
     "vehicle_damage": "infrastructure_and_utility_damage",
 }
+_IMAGES = (".jpg", ".jpeg", ".png")
 FEATURES = {"image": 2048, "text": 768}
 _PARTS = ("train", "dev", "test")  # in the order of the codes 0 train, 1 val, 2 test
 _COLUMNS = ("event_name", "tweet_id", "image_id", "tweet_text", "image", "label")
@@ -170,15 +171,15 @@ class FeatureFile:
             yield from finite(file.rows(name), name, self.path)
 
 
-def open_features(path: Path) -> FeatureFile:
-    """Reads everything but the features themselves.
+def open_features(path: Path, names: Sequence[str]) -> FeatureFile:
+    """Reads everything but the features themselves, of which those called ``names`` must be there.
 
     Raises:
         UserError: an array is missing or of the wrong shape, a label is out of range, or a name is doubled.
     """
     with NpzFile(path) as file:
         labels = file.whole("label")
-        expected = {"label": (len(labels),)} | {name: (len(labels), width) for name, width in FEATURES.items()}
+        expected = {"label": (len(labels),)} | {name: (len(labels), FEATURES[name]) for name in names}
         if "image_id" in file:
             expected["image_id"] = (len(labels),)
         for name, shape in expected.items():
@@ -195,18 +196,48 @@ def open_features(path: Path) -> FeatureFile:
     return FeatureFile(path, labels.astype(np.int64), image_ids)
 
 
-def _check_features(path: Path) -> None:
-    held = open_features(path)
-    for name in FEATURES:
-        for _ in held.rows(name):
-            pass
+def feature_source(names: Sequence[str]) -> Source:
+    """The file of features, of which those called ``names`` are read."""
+
+    def check(path: Path) -> None:
+        held = open_features(path, names)
+        for name in names:
+            for _ in held.rows(name):
+                pass
+
+    return Source(
+        name=f"CrisisMMD features of {' and '.join(names)}",
+        files=("crisismmd/crisismmd_features.npz",),
+        homes=(),
+        check=check,
+    )
 
 
-FEATURE_SOURCE = Source(
-    name="CrisisMMD features",
-    files=("crisismmd/crisismmd_features.npz",),
+def read_images(path: Path, posts: Sequence[Post], size: int) -> Iterator[NDArray[np.uint8]]:
+    """``(size, size, 3)`` RGB of each post, resized without a crop as the benchmark does; one in memory at a time.
+
+    Raises:
+        UserError: an image is missing, damaged or unreasonably large; names it.
+    """
+    with RawFiles(path, _IMAGES) as files:
+        missing = [post.image for post in posts if post.image_id not in files]
+        if missing:
+            raise UserError(f"lacks {len(missing)} images, the first is {missing[0]}", where=path)
+        for post in posts:
+            yield decode_picture(files.content(post.image_id), size, files.where(post.image_id))
+
+
+def _check_images(path: Path) -> None:
+    with RawFiles(path, _IMAGES) as files:
+        for image_id in files.stems():
+            decode_picture(files.content(image_id), 8, files.where(image_id))
+
+
+IMAGE_SOURCE = Source(
+    name="CrisisMMD images",
+    files=("crisismmd/data_image",),
     homes=(),
-    check=_check_features,
+    check=_check_images,
 )
 
 

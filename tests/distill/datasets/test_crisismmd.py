@@ -6,10 +6,12 @@ import zipfile
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from distill.datasets.builder import build_dataset
 from distill.datasets.library.crisismmd import CrisisMmdOptions
 from distill.datasets.raw import crisismmd
+from distill.datasets.spec import Kind
 from distill.datasets.splits import SplitRule, split_dataset
 from mst_edge.core.errors import UserError
 from tests.conftest import mst_edge
@@ -115,7 +117,7 @@ def test_a_missing_modality_is_named(tmp_path):
     with np.load(path) as held:
         np.savez(path, **{name: held[name] for name in held.files if name != "text"})
     with pytest.raises(UserError, match=r"holds no array text, only image, image_id, label"):
-        crisismmd.open_features(path)
+        crisismmd.open_features(path, ["image", "text"])
 
 
 @pytest.mark.parametrize("keep", [0.5, 0.97])
@@ -124,7 +126,7 @@ def test_a_cut_file_of_features_is_told(tmp_path, keep):
     content = path.read_bytes()
     path.write_bytes(content[: int(len(content) * keep)])
     with pytest.raises(UserError, match="not a whole npz file"):
-        crisismmd.open_features(path)
+        crisismmd.open_features(path, ["image", "text"])
 
 
 def test_a_flipped_bit_is_told_with_its_row(tmp_path):
@@ -135,12 +137,63 @@ def test_a_flipped_bit_is_told_with_its_row(tmp_path):
     content[start + 60000] ^= 1
     path.write_bytes(content)
     with pytest.raises(UserError, match=r"row \d+ of text is damaged .*CRC"):
-        list(crisismmd.open_features(path).rows("text"))
+        list(crisismmd.open_features(path, ["image", "text"]).rows("text"))
+
+
+def write_images(root):
+    """A grey picture per post, as bright as its tweet's number times ten; one is a PNG with transparency."""
+    for post in crisismmd.read_posts(root, "humanitarian", ""):
+        path = root / "crisismmd" / post.image
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (30, 20), (10 * int(post.tweet_id),) * 3).save(path, quality=95)
+    path.unlink()
+    Image.new("RGBA", (30, 20), (230, 230, 230, 255)).save(path.with_suffix(".png"))
+    return path.with_suffix(".png")
+
+
+PIXELS = CrisisMmdOptions(image="pixels", image_size=16)
+
+
+def test_pixels_meet_their_posts(tmp_path):
+    root = write_raw(tmp_path, image=np.zeros(3))  # features of images play no part
+    write_images(root)
+    dataset = build_dataset("crisismmd", PIXELS, SplitRule(), root)
+    assert dataset.modalities["image"].shape == (16, 16, 3)
+    assert dataset.modalities["image"].kind is Kind.IMAGE
+    verified = crisismmd.feature_source(["text"])
+    verified.check(verified.locate(root, ""))
+    brightness = np.asarray(dataset.arrays["image"]).reshape(48, -1).mean(axis=1)
+    assert brightness == pytest.approx(10 * dataset.groups["tweet"].astype(int), abs=2)
+
+
+@pytest.mark.parametrize(
+    ("harm", "says"),
+    [
+        (lambda path: path.unlink(), r"data_image: lacks 1 images, the first is data_image/.*/23_1\.jpg"),
+        (lambda path: path.write_bytes(path.read_bytes()[:60]), r"23_1\.png: not a whole picture"),
+        (lambda path: path.write_bytes(b"GIF"), r"23_1\.png: not a whole picture"),
+    ],
+)
+def test_missing_and_damaged_pictures_are_named(tmp_path, harm, says):
+    root = write_raw(tmp_path)
+    harm(write_images(root))
+    with pytest.raises(UserError, match=says):
+        build_dataset("crisismmd", PIXELS, SplitRule(), root)
+
+
+def test_pixels_need_to_know_whose_they_are(tmp_path):
+    root = write_raw(tmp_path, ids=False)
+    (root / "crisismmd" / "data_image").mkdir()
+    with pytest.raises(UserError, match="nobody knows the image of a row"):
+        build_dataset("crisismmd", PIXELS, SplitRule(by="random"), root)
 
 
 def test_verify_tells_what_to_make_and_what_to_fetch(tmp_path):
     (tmp_path / "crisismmd").mkdir()
     done = mst_edge("data", "verify", "crisismmd", "--data-root", tmp_path)
     assert done.code == 2
-    assert "crisismmd_features.npz: CrisisMMD features is missing; put it there; docs/data.md" in done.out
+    assert (
+        "crisismmd_features.npz: CrisisMMD features of image and text is missing; put it there; docs/data.md"
+        in done.out
+    )
     assert done.out.count("is missing; run `mst-edge data fetch crisismmd`") == 3
