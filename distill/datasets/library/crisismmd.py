@@ -57,21 +57,21 @@ class CrisisMmd(DatasetBuilder):
     licence = "CC BY-NC-SA 4.0 (research); tweets under Twitter's terms"
     Options: ClassVar[type] = CrisisMmdOptions
     groupings = (OFFICIAL, "tweet", "event", RANDOM, REFERENCE)
-    sources = (crisismmd.feature_source(list(crisismmd.FEATURES)), *crisismmd.sources(_TASK))
+    sources = (*crisismmd.sources(_TASK), crisismmd.feature_source(list(crisismmd.FEATURES)))
 
     def needs(self, options: CrisisMmdOptions) -> Sequence[Source]:
         pictures = [crisismmd.IMAGE_SOURCE] if options.image == "pixels" else []
-        return (crisismmd.feature_source(_vectors(options)), *crisismmd.sources(_TASK), *pictures)
+        return (*crisismmd.sources(_TASK), crisismmd.feature_source(_vectors(options)), *pictures)
 
     def check_together(self, root: Path) -> None:
-        features = crisismmd.open_features(self.sources[0].locate(root, _FETCH), ())
+        features = crisismmd.open_features(self.sources[-1].locate(root, _FETCH), ())
         if features.image_ids:
             _posts(features, crisismmd.read_posts(root, _TASK, _FETCH))
 
     def build(self, options: CrisisMmdOptions, rule: SplitRule, data_root: Path | None, out: Path) -> None:
         root = require_root(data_root, "crisismmd")
         vectors = _vectors(options)
-        features = crisismmd.open_features(self.sources[0].locate(root, _FETCH), vectors)
+        features = crisismmd.open_features(self.sources[-1].locate(root, _FETCH), vectors)
         merged = options.classes == 5
         names = crisismmd.class_names(_TASK, merged=merged)
         every = crisismmd.class_names(_TASK)

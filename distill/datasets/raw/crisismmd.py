@@ -248,7 +248,9 @@ def sources(task: str) -> tuple[Source, ...]:
 
 def _unpacked(path: Path) -> bytes:
     try:
-        with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
+        with path.open("rb") as file:
+            packed = file.read(2) == b"\x1f\x8b"  # gzip's mark; a file that is being fetched has another name
+        with gzip.open(path, "rb") if packed else path.open("rb") as file:
             content = file.read(_MAX_TABLE_BYTES + 1)
     except (OSError, EOFError, zlib.error) as error:
         raise UserError(f"not a whole file ({error})", where=path, fix="fetch it again") from None

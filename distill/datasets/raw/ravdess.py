@@ -149,7 +149,7 @@ def read_action_units(path: Path, clips: Sequence[Clip]) -> Iterator[NDArray[np.
     Raises:
         UserError: a clip has no row or table, its label contradicts its name, or a value is out of range.
     """
-    for clip, units in _rows_of_npz(path, clips) if path.suffix == ".npz" else _rows_of_tables(path, clips):
+    for clip, units in _rows_of_npz(path, clips) if _is_npz(path) else _rows_of_tables(path, clips):
         high = np.where([name.endswith("_r") for name in ACTION_UNITS], 5.0, 1.0)
         bad = np.flatnonzero(~((units >= 0) & (units <= high)))  # NaN is bad as well
         if len(bad):
@@ -158,6 +158,14 @@ def read_action_units(path: Path, clips: Sequence[Clip]) -> Iterator[NDArray[np.
                 where=path,
             )
         yield units
+
+
+def _is_npz(path: Path) -> bool:
+    """By its content: a file that is being fetched has another name."""
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as file:
+        return "au.npy" in file.namelist()
 
 
 def _rows_of_npz(path: Path, clips: Sequence[Clip]) -> Iterator[tuple[Clip, NDArray[np.float32]]]:

@@ -11,6 +11,7 @@ import pytest
 import soundfile
 
 from distill.datasets.arrays import DatasetFile, arrays_folder, open_arrays, save_arrays
+from distill.datasets.builder import DATASETS
 from distill.datasets.readers import AudioFiles, NpzFile, RawFiles
 from distill.datasets.sources import Source, fetch
 from mst_edge.core.errors import UserError
@@ -98,6 +99,17 @@ def test_arrays_that_cannot_be_read_by_rows_are_told(tmp_path, array):
     np.savez(tmp_path / "x.npz", x=array)
     with pytest.raises(UserError, match=r"x\.npz: x must be an array of numbers or names in C order"):
         list(NpzFile(tmp_path / "x.npz").rows("x"))
+
+
+@pytest.mark.parametrize("name", ["ravdess", "crisismmd"])
+def test_files_are_known_by_content_while_they_are_being_fetched(real_data, tmp_path, name):
+    """A file on its way is called x.part, and is checked before it gets its own name."""
+    for source in DATASETS.get(name).sources:
+        if not source.homes or not (real_data / source.files[0]).is_file():
+            continue
+        (tmp_path / "x.part").symlink_to(real_data / source.files[0])
+        source.check(tmp_path / "x.part")
+        (tmp_path / "x.part").unlink()
 
 
 def test_what_has_no_public_address_says_where_it_belongs(tmp_path):
