@@ -218,7 +218,25 @@ class VectorScale(Frontend):
         return raw.float()
 
 
-_BY_KIND: dict[Kind, Any] = {cls.kind: cls for cls in (ImageScale, LogMel, SequenceScale, VectorScale)}
+class VideoScale(Frontend):
+    """``(B, time, height, width, C)``, uint8 or float, to ``(B, C, time, height, width)``, standardised per channel.
+
+    Frames of pictures (3 channels) or maps of features (hundreds) alike.
+    """
+
+    kind = Kind.VIDEO
+    Options = NoOptions
+
+    def __init__(self, spec: ModalitySpec, options: NoOptions) -> None:
+        *sides, channels = spec.shape
+        super().__init__((channels, 1, 1, 1))
+        self.feature_shape = (channels, *sides)
+
+    def transform(self, raw: Tensor) -> Tensor:
+        return raw.permute(0, 4, 1, 2, 3).float()
+
+
+_BY_KIND: dict[Kind, Any] = {cls.kind: cls for cls in (ImageScale, LogMel, SequenceScale, VectorScale, VideoScale)}
 
 
 def frontend_options(kind: Kind) -> type:

@@ -26,11 +26,12 @@ class Section(BaseModel):
 
 
 class SplitSection(Section):
-    """How the data is parted; its seed is apart from the seed of initialisation."""
+    """How the data is parted; its seed is apart from the seed of initialisation. See ``SplitRule``."""
 
     seed: int = Field(0, ge=0)
     fractions: tuple[Share, Share, Share] = (0.6, 0.2, 0.2)
     by: str = ""
+    folds: int = Field(0, ge=0)
 
 
 class DatasetSection(Section):

@@ -5,8 +5,10 @@ The format is documented in docs/data.md. Every built-in dataset is built into t
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -24,7 +26,7 @@ DESCRIPTION = "dataset.yaml"
 _RESERVED = {"target", "split"}
 _BLOCK_BYTES = 32 << 20
 _AUDIO_WORDS = ("audio", "speech", "sound", "wave", "wav", "mic", "voice")
-_RANKS = {Kind.IMAGE: (2, 3), Kind.AUDIO: (1,), Kind.SEQUENCE: (2,), Kind.VECTOR: (1,)}
+_RANKS = {Kind.IMAGE: (2, 3), Kind.AUDIO: (1,), Kind.SEQUENCE: (2,), Kind.VECTOR: (1,), Kind.VIDEO: (4,)}
 
 
 class ModalityFile(BaseModel):
@@ -40,8 +42,9 @@ class DatasetFile(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     name: str = ""
-    task: Literal["classification"] = "classification"
+    task: Literal["classification", "segmentation"] = "classification"
     classes: list[str] | None = None
+    ignore_label: int | None = None
     modalities: dict[Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_]*$")], ModalityFile] = {}
     groups: dict[str, str] = {}
     split: str | None = None
@@ -84,11 +87,58 @@ def open_arrays(folder: Path) -> Dataset:
 
 def save_arrays(folder: Path, arrays: Mapping[str, NDArray[Any]], about: DatasetFile) -> None:
     """Writes arrays and ``dataset.yaml`` as a dataset folder, whole or not at all."""
+    with arrays_folder(folder, about) as writer:
+        for name, array in arrays.items():
+            writer.save(name, array)
+
+
+@contextlib.contextmanager
+def arrays_folder(folder: Path, about: DatasetFile) -> Iterator[ArraysWriter]:
+    """A dataset folder to be filled array by array, also piece by piece; whole or not at all in the end.
+
+    Raises:
+        UserError: the disk is full.
+    """
     with atomic_path(folder) as temporary:
         temporary.mkdir()
-        for name, array in arrays.items():
-            np.save(temporary / f"{name}.npy", array, allow_pickle=False)
-        write_description(temporary, about)
+        try:
+            yield ArraysWriter(temporary)
+            write_description(temporary, about)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            raise UserError("the disk is full", where=folder, fix="free some space, or set MST_EDGE_CACHE") from None
+
+
+class ArraysWriter:
+    """Writes the arrays of one dataset folder; see ``arrays_folder``."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def save(self, name: str, array: NDArray[Any]) -> None:
+        """Writes an array that is in memory anyway."""
+        np.save(self._folder / f"{name}.npy", array, allow_pickle=False)
+
+    def stream(self, name: str, shape: tuple[int, ...], dtype: Any, rows: Iterable[NDArray[Any]]) -> None:
+        """Writes an array of ``shape`` row by row: only one row is in memory at a time.
+
+        Appending, not a memory map, so that a full disk is an error and not a bus error.
+
+        Raises:
+            ValueError: a row of another shape, or not ``shape[0]`` rows.
+        """
+        kind, count = np.dtype(dtype), 0
+        with (self._folder / f"{name}.npy").open("wb") as file:
+            header = {"descr": np.lib.format.dtype_to_descr(kind), "fortran_order": False, "shape": shape}
+            np.lib.format.write_array_header_1_0(file, header)
+            for row in rows:
+                if row.shape != shape[1:]:
+                    raise ValueError(f"row {count} of {name} has shape {row.shape}, not {shape[1:]}")
+                file.write(np.ascontiguousarray(row, dtype=kind).tobytes())
+                count += 1
+        if count != shape[0]:
+            raise ValueError(f"{name} got {count} rows, not {shape[0]}")
 
 
 def write_description(folder: Path, about: DatasetFile) -> None:
@@ -120,9 +170,7 @@ def infer_kind(name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Kind 
         return Kind.AUDIO if shape[0] >= 1000 and (audible or dtype == np.int16) else Kind.VECTOR
     if len(shape) == 2:
         return Kind.IMAGE if dtype == np.uint8 else Kind.SEQUENCE
-    if len(shape) == 3:
-        return Kind.IMAGE
-    return None
+    return {3: Kind.IMAGE, 4: Kind.VIDEO}.get(len(shape))
 
 
 def _describe(folder: Path) -> DatasetFile:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, cast
 
@@ -34,7 +34,7 @@ class DatasetBuilder(ABC):
         version: raise it when the same options give other arrays.
         Options: frozen dataclass of what a recipe may set under ``dataset.options``.
         groupings: what ``dataset.split.by`` may be; the first is the default.
-        sources: the raw files that it reads; empty where everything ships with us.
+        sources: the raw files that a build with default options reads; empty where everything ships with us.
     """
 
     summary: ClassVar[str]
@@ -43,6 +43,17 @@ class DatasetBuilder(ABC):
     Options: ClassVar[type] = NoOptions
     groupings: ClassVar[Sequence[str]] = ()
     sources: ClassVar[Sequence[Source]] = ()
+
+    def needs(self, options: Any) -> Sequence[Source]:
+        """The raw files that a build with ``options`` reads; all ``sources`` unless a builder knows better."""
+        return self.sources
+
+    def check_together(self, root: Path) -> None:  # noqa: B027
+        """Checks what the raw files say of each other, after each was checked alone.
+
+        Raises:
+            UserError: they contradict each other; names the first sample.
+        """
 
     @abstractmethod
     def build(self, options: Any, rule: SplitRule, data_root: Path | None, out: Path) -> None:
@@ -91,13 +102,13 @@ def build_dataset(name: str, options: object, rule: SplitRule, data_root: Path |
             where="dataset.split.by",
             fix=f"one of: {', '.join(builder.groupings)}",
         )
-    rule = SplitRule(rule.seed, rule.fractions, rule.by or builder.groupings[0])
+    rule = replace(rule, by=rule.by or builder.groupings[0])
     key = {
         "name": name,
         "version": builder.version,
         "options": asdict(cast(Any, options)),
         "rule": asdict(rule),
-        "raw": raw_identity(builder, data_root),
+        "raw": raw_identity(builder, options, data_root),
     }
     folder = cache_root() / "datasets" / f"{name}-{sha256_json(key)[:16]}"
     if not folder.is_dir():
@@ -105,20 +116,39 @@ def build_dataset(name: str, options: object, rule: SplitRule, data_root: Path |
     return open_arrays(folder)
 
 
-def raw_identity(builder: DatasetBuilder, data_root: Path | None) -> Mapping[str, object]:
-    """Size of every raw file that a build reads; part of the key of what was built.
+def raw_identity(builder: DatasetBuilder, options: object, data_root: Path | None) -> Mapping[str, object]:
+    """Name, size and time of every raw file that a build reads; part of the key of what was built.
 
     Raises:
         UserError: no data folder, or a raw file is missing from it.
     """
-    if not builder.sources:
+    needed = builder.needs(options)
+    if not needed:
         return {}
     names = sorted(DATASETS.names(), key=lambda name: DATASETS.get(name) is not type(builder))
-    fetch = f"mst-edge data fetch {names[0]}"
+    root = require_root(data_root, names[0])
+    return {source.name: _stamps(source.locate(root, f"mst-edge data fetch {names[0]}")) for source in needed}
+
+
+def require_root(data_root: Path | None, name: str) -> Path:
+    """The folder of raw files, for a build that cannot do without.
+
+    Raises:
+        UserError: none is known; says how to get one.
+    """
     if data_root is None:
         raise UserError(
             "needs raw files and no data folder is known",
-            where=f"dataset {names[0]}",
-            fix=f"run `{fetch}`, or give --data-root (or MST_EDGE_DATA)",
+            where=f"dataset {name}",
+            fix=f"run `mst-edge data fetch {name}`, or give --data-root (or MST_EDGE_DATA)",
         )
-    return {source.name: source.locate(data_root, fetch).stat().st_size for source in builder.sources}
+    return data_root
+
+
+def _stamps(path: Path) -> list[tuple[str, int, int]]:
+    stamps = []
+    for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
+        if file.is_file():
+            status = file.stat()
+            stamps.append((file.relative_to(path.parent).as_posix(), status.st_size, status.st_mtime_ns))
+    return stamps

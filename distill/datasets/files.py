@@ -158,12 +158,18 @@ def fit_length(wave: NDArray[np.float64], length: int) -> NDArray[np.float64]:
 
     The same rule by which a device fits a file to the student's window.
     """
+    start = fit_start(wave, length)
+    if len(wave) >= length:
+        return wave[start : start + length]
+    return np.pad(wave, (-start, length - len(wave) + start))
+
+
+def fit_start(wave: NDArray[np.float64], length: int) -> int:
+    """Where in ``wave`` begins what ``fit_length`` keeps; negative by the silence that goes before a shorter one."""
     if len(wave) <= length:
-        before = (length - len(wave)) // 2
-        return np.pad(wave, (before, length - len(wave) - before))
+        return -((length - len(wave)) // 2)
     energy = np.concatenate([[0.0], np.cumsum(wave**2)])
-    start = int(np.argmax(energy[length:] - energy[:-length]))
-    return wave[start : start + length]
+    return int(np.argmax(energy[length:] - energy[:-length]))
 
 
 def _from_csv(path: Path) -> Listing:

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from distill.datasets.spec import SPLITS
 from distill.datasets.splits import SplitRule
 
 
@@ -37,7 +36,7 @@ def pair_within_class(
     rng = np.random.default_rng([rule.seed, 1])
     classes = np.unique(first_target)
     parts: list[tuple[NDArray[np.int64], ...]] = []
-    for code, share in enumerate(rule.fractions[: len(SPLITS)]):
+    for code, share in enumerate(rule.shares):
         per_class = np.full(len(classes), round(pairs * share) // len(classes))
         per_class[: round(pairs * share) % len(classes)] += 1
         for label, count in zip(classes, per_class, strict=True):

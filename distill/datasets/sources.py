@@ -32,13 +32,14 @@ class Home:
 
 @dataclass(frozen=True)
 class Source:
-    """One raw file of a public dataset.
+    """One raw file of a public dataset, or one folder of them.
 
     Attributes:
         name: what it is, for messages.
-        files: names it may have in the data folder; a mirror serves it under the first.
-        homes: public addresses, tried in order.
-        check: proves the *decoded* content of a local file; raises UserError naming what is wrong.
+        files: names it may have in the data folder, of files or of unpacked folders; a mirror serves it
+            under the first.
+        homes: public addresses, tried in order; none for what people make themselves.
+        check: proves the *decoded* content of a local file or folder; raises UserError naming what is wrong.
         sha256: of the file's bytes, for files that are published byte for byte.
     """
 
@@ -49,15 +50,16 @@ class Source:
     sha256: dict[str, str] = field(default_factory=dict)
 
     def locate(self, root: Path, fetch: str) -> Path:
-        """The local file under ``root``.
+        """The local file or folder under ``root``.
 
         Raises:
-            UserError: none of the names exists; says the command that fetches it.
+            UserError: none of the names exists; says the command that fetches it, where one can.
         """
         for file in self.files:
-            if (root / file).is_file():
+            if (root / file).exists():
                 return root / file
-        raise UserError(f"{self.name} is missing", where=root / self.files[0], fix=f"run `{fetch}`")
+        fix = f"run `{fetch}`" if self.homes else "put it there; docs/data.md says what it holds"
+        raise UserError(f"{self.name} is missing", where=root / self.files[0], fix=fix)
 
     def verify(self, path: Path, file: str) -> None:
         """Checks bytes, then decoded content, of ``path`` as ``file``.
@@ -86,9 +88,15 @@ def fetch(source: Source, root: Path, *, mirror: str = "", progress: Progress | 
     """
     for file in source.files:
         path = root / file
-        if path.is_file():
+        if path.exists():
             source.verify(path, file)
             return path
+    if not source.homes and not mirror:
+        raise UserError(
+            f"{source.name} has no public address",
+            where=root / source.files[0],
+            fix="make it and put it there; docs/data.md says what it holds",
+        )
     homes = (Home(f"{mirror.rstrip('/')}/{quote(source.files[0])}", source.files[0]),) if mirror else source.homes
     failures = []
     for home in homes:

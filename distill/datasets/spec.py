@@ -19,6 +19,7 @@ class Kind(StrEnum):
     AUDIO = "audio"  # (samples,)
     SEQUENCE = "sequence"  # (time, channels)
     VECTOR = "vector"  # (features,)
+    VIDEO = "video"  # (time, height, width, channels)
 
 
 @dataclass(frozen=True)
@@ -71,11 +72,11 @@ class Dataset:
     def read(self, modality: str, ids: NDArray[np.int64] | slice) -> NDArray[Any]:
         """Samples ``ids`` of one modality, as a device would deliver them.
 
-        Integer audio becomes float32 in [-1, 1]; images stay as stored; the rest becomes float32.
+        Integer audio becomes float32 in [-1, 1]; pictures of bytes stay as stored; the rest becomes float32.
         """
         spec = self.modalities[modality]
         raw = np.asarray(self.arrays[modality][ids])
-        if spec.kind is Kind.IMAGE and raw.dtype == np.uint8:
+        if spec.kind in (Kind.IMAGE, Kind.VIDEO) and raw.dtype == np.uint8:
             return raw
         if spec.kind is Kind.AUDIO and np.issubdtype(raw.dtype, np.integer):
             return raw.astype(np.float32) / float(-np.iinfo(raw.dtype).min)

@@ -13,6 +13,11 @@ from distill.datasets.spec import SPLITS, Dataset
 from mst_edge.core.errors import UserError, unknown_name
 
 RANDOM = "random"
+REFERENCE = "reference"
+OFFICIAL = "official"
+_FRACTIONS = (0.6, 0.2, 0.2)
+_REFERENCE_SEED = 19980427
+_REFERENCE_DRAWS = 20
 
 
 @dataclass(frozen=True)
@@ -22,14 +27,39 @@ class SplitRule:
     Attributes:
         seed: decides who goes where; independent of the seed of initialisation.
         fractions: shares of train, validation and test; they sum to 1.
-        by: name of the grouping to keep together, ``random`` for none, empty for the dataset's default.
+        by: name of the grouping to keep together, ``random`` for none, ``reference`` for the published
+            benchmark's own permutations, ``official`` for the split that the data was published with, empty
+            for the dataset's default.
+        folds: 0, or k for cross-validation: seeds 0..k-1 test each of k folds once, validate on the next
+            one and train on the rest; seeds k..2k-1 deal the folds anew.
     """
 
     seed: int = 0
-    fractions: tuple[float, float, float] = (0.6, 0.2, 0.2)
+    fractions: tuple[float, float, float] = _FRACTIONS
     by: str = ""
+    folds: int = 0
+
+    @property
+    def shares(self) -> tuple[float, float, float]:
+        """Shares of train, validation and test, whichever way they were said."""
+        return (1 - 2 / self.folds, 1 / self.folds, 1 / self.folds) if self.folds else self.fractions
 
     def __post_init__(self) -> None:
+        if self.folds and self.folds < len(SPLITS):
+            raise UserError(f"needs at least {len(SPLITS)}, received {self.folds}", where="dataset.split.folds")
+        said = {
+            "folds": bool(self.folds),
+            "fractions": self.fractions != _FRACTIONS and self.by != REFERENCE,
+            f"by: {self.by}": self.by in (REFERENCE, OFFICIAL),
+        }
+        if sum(said.values()) > 1:
+            names = " and ".join(name for name, given in said.items() if given)
+            raise UserError(f"{names} exclude each other", where="dataset.split")
+        if self.by == REFERENCE and self.seed >= _REFERENCE_DRAWS:
+            raise UserError(
+                f"the reference has permutations 0..{_REFERENCE_DRAWS - 1}, received {self.seed}",
+                where="dataset.split.seed",
+            )
         if any(share <= 0 for share in self.fractions) or abs(sum(self.fractions) - 1) > 1e-6:
             raise UserError(
                 f"fractions must be positive and sum to 1; received {list(self.fractions)}",
@@ -52,20 +82,30 @@ def split_dataset(dataset: Dataset, rule: SplitRule) -> dict[str, NDArray[np.int
             )
         codes = dataset.explicit_split
     else:
-        codes = assign(dataset.target, _groups(dataset, rule.by), rule)
+        by = rule.by or next(iter(dataset.groups), RANDOM)
+        codes = split_codes(dataset.target, dataset.groups, SplitRule(rule.seed, rule.fractions, by, rule.folds))
     ids = {name: np.flatnonzero(codes == code) for code, name in enumerate(SPLITS)}
     _require_usable(dataset, ids)
     return ids
 
 
-def _groups(dataset: Dataset, by: str) -> NDArray[Any] | None:
-    if by == RANDOM or (not by and not dataset.groups):
-        return None
-    if not by:
-        return next(iter(dataset.groups.values()))
-    if by not in dataset.groups:
-        raise unknown_name("grouping", by, [*dataset.groups, RANDOM], where="dataset.split.by")
-    return dataset.groups[by]
+def split_codes(target: NDArray[np.int64], groups: Mapping[str, NDArray[Any]], rule: SplitRule) -> NDArray[np.int64]:
+    """Codes 0 train, 1 val, 2 test for each sample, by the grouping that ``rule.by`` names.
+
+    Args:
+        target: ``(samples,)`` class numbers.
+        groups: name of a grouping to ``(samples,)``.
+
+    Raises:
+        UserError: an unknown grouping, or fewer groups than parts.
+    """
+    if rule.by == REFERENCE:
+        return _reference(len(target), rule)
+    if rule.by == RANDOM:
+        return assign(target, None, rule)
+    if rule.by not in groups:
+        raise unknown_name("grouping", rule.by, [*groups, RANDOM, REFERENCE], where="dataset.split.by")
+    return assign(target, groups[rule.by], rule)
 
 
 def assign(target: NDArray[np.int64], groups: NDArray[Any] | None, rule: SplitRule) -> NDArray[np.int64]:
@@ -78,10 +118,33 @@ def assign(target: NDArray[np.int64], groups: NDArray[Any] | None, rule: SplitRu
         target: ``(samples,)`` class numbers.
         groups: ``(samples,)`` of any comparable type, or None.
     """
-    rng = np.random.default_rng(rule.seed)
-    if groups is None:
-        return _stratified(target, rule.fractions, rng)
-    return _grouped(target, groups, rule.fractions, rng)
+    if not rule.folds:
+        return _deal(target, groups, rule.fractions, np.random.default_rng(rule.seed))
+    deal, tested = divmod(rule.seed, rule.folds)
+    fold = _deal(target, groups, (1 / rule.folds,) * rule.folds, np.random.default_rng(deal))
+    # Fold ``tested`` is tested (2), the next one validates (1), the others train (0).
+    return np.select([fold == tested, fold == (tested + 1) % rule.folds], [2, 1], 0).astype(np.int64)
+
+
+def _deal(
+    target: NDArray[np.int64], groups: NDArray[Any] | None, shares: tuple[float, ...], rng: np.random.Generator
+) -> NDArray[np.int64]:
+    return _stratified(target, shares, rng) if groups is None else _grouped(target, groups, shares, rng)
+
+
+def _reference(samples: int, rule: SplitRule) -> NDArray[np.int64]:
+    """The published benchmark's protocol: draw ``seed`` of 20 permutations, cut at whole samples.
+
+    It ignores classes and groups: one speaker, actor or scene lies in all three splits.
+    """
+    generator = np.random.RandomState(_REFERENCE_SEED)
+    order = [generator.permutation(samples) for _ in range(rule.seed + 1)][-1]
+    codes = np.empty(samples, dtype=np.int64)
+    # 0.6 + 0.2 is a little less than 0.8 in floating point: without rounding, a whole edge loses one.
+    edges = np.floor(np.round(np.cumsum(rule.fractions)[:-1] * samples, 6)).astype(int)
+    for code, part in enumerate(np.split(order, edges)):
+        codes[part] = code
+    return codes
 
 
 def _stratified(target: NDArray[np.int64], fractions: tuple[float, ...], rng: np.random.Generator) -> NDArray[np.int64]:
@@ -104,7 +167,7 @@ def _grouped(
     names, member_of = np.unique(groups, return_inverse=True)
     if len(names) < len(fractions):
         raise UserError(
-            f"{len(names)} groups cannot fill train, validation and test",
+            f"{len(names)} groups cannot fill {len(fractions)} parts",
             where="dataset.split.by",
             fix=f"use by: {RANDOM}, or a grouping with at least {len(fractions)} groups",
         )

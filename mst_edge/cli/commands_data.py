@@ -10,6 +10,7 @@ import typer
 
 data_app = typer.Typer(help="Datasets: list, fetch, build, verify.", no_args_is_help=True, rich_markup_mode=None)
 NameArg = Annotated[str, typer.Argument(help="Name of a built-in dataset.")]
+SetOption = Annotated[list[str] | None, typer.Option("--set", help="Option of the dataset: key=value.")]
 RootOption = Annotated[
     Path | None, typer.Option("--data-root", help="Folder of raw public data. Default: MST_EDGE_DATA.")
 ]
@@ -47,19 +48,20 @@ def fetch(
     name: NameArg,
     data_root: RootOption = None,
     mirror: Annotated[str, typer.Option("--from", help="Address of a mirror laid out like the data folder.")] = "",
+    set_: SetOption = None,
 ) -> None:
     """Download a dataset's raw files: resumable, and verified."""
     from mst_edge.data_commands import fetch_dataset
 
-    fetch_dataset(name, data_root, mirror)
+    fetch_dataset(name, data_root, mirror, set_ or [])
 
 
 @data_app.command()
-def verify(name: NameArg, data_root: RootOption = None) -> None:
+def verify(name: NameArg, data_root: RootOption = None, set_: SetOption = None) -> None:
     """Check a dataset's raw files: says precisely what is missing or malformed."""
     from mst_edge.data_commands import verify_dataset
 
-    verify_dataset(name, data_root)
+    verify_dataset(name, data_root, set_ or [])
 
 
 @data_app.command()
@@ -69,7 +71,7 @@ def build(
     data_root: RootOption = None,
     seed: Annotated[int, typer.Option("--seed", help="Seed of the split and the pairing.")] = 0,
     by: Annotated[str, typer.Option("--by", help="Grouping that is never split.")] = "",
-    set_: Annotated[list[str] | None, typer.Option("--set", help="Option of the dataset: key=value.")] = None,
+    set_: SetOption = None,
 ) -> None:
     """Write a built-in dataset as a folder of arrays."""
     from mst_edge.data_commands import build_to_folder

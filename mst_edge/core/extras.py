@@ -14,9 +14,11 @@ EXTRA_OF: Mapping[str, str] = {
     "scipy": "train",
     "soundfile": "train",
     "PIL": "train",
+    "h5py": "train",
     "onnx": "quantize",
     "onnxscript": "quantize",
     "openvino": "openvino",
+    "av": "video",
 }
 
 

@@ -72,7 +72,7 @@ def prepare(recipe: Recipe, data_root: Path | None) -> Data:
         UserError: whatever is wrong with the data or with the recipe's words about it.
     """
     said = recipe.dataset
-    rule = SplitRule(said.split.seed, said.split.fractions, said.split.by)
+    rule = SplitRule(**said.split.model_dump())
     if said.path is not None:
         dataset = open_any(said.path, parse_options(FilesOptions, said.options, where="dataset.options"))
         splits = split_dataset(dataset, rule)
@@ -82,7 +82,7 @@ def prepare(recipe: Recipe, data_root: Path | None) -> Data:
         )
         dataset = build_dataset(said.name, options, rule, data_root)
         # The built folder carries the split that the rule made.
-        splits = split_dataset(dataset, SplitRule(rule.seed, rule.fractions))
+        splits = split_dataset(dataset, SplitRule())
     _require_modalities(recipe, dataset)
     options_by_name = {
         name: parse_options(frontend_options(spec.kind), recipe.modalities.get(name, {}), where=f"modalities.{name}")

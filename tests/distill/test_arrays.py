@@ -69,7 +69,8 @@ def test_the_fingerprint_sees_every_value(tmp_path):
         ("x", (28, 28), "uint8", Kind.IMAGE),
         ("x", (128, 6), "float32", Kind.SEQUENCE),
         ("x", (32, 32, 3), "float32", Kind.IMAGE),
-        ("x", (2, 3, 4, 5), "float32", None),
+        ("x", (15, 24, 24, 3), "uint8", Kind.VIDEO),
+        ("x", (2, 3, 4, 5, 6), "float32", None),
     ],
 )
 def test_infer_kind(name, shape, dtype, kind):

@@ -17,7 +17,7 @@ from distill.datasets.library.av_digits import AvDigitsOptions, _speech
 from distill.datasets.library.avmnist import AvMnistOptions
 from distill.datasets.pairing import mix_at_snr, pair_within_class, place, to_pcm16
 from distill.datasets.raw import esc10, fsdd, mnist
-from distill.datasets.readers import AudioZip, read_idx
+from distill.datasets.readers import AudioFiles, read_idx
 from distill.datasets.splits import SplitRule, assign, split_dataset
 from mst_edge.core.errors import UserError
 
@@ -215,8 +215,8 @@ def test_damaged_audio_archives_are_told(tmp_path):
     path = tmp_path / "x.zip"
     path.write_bytes(b"nothing")
     with pytest.raises(UserError, match="not a whole zip"):
-        AudioZip(path)
+        AudioFiles(path)
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("a.flac", b"not flac")
     with pytest.raises(UserError, match=r"x\.zip:a\.flac: cannot be decoded"):
-        AudioZip(path).read("a")
+        AudioFiles(path).read("a")

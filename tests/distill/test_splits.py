@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from distill.datasets.arrays import open_arrays
-from distill.datasets.splits import SplitRule, assign, split_dataset
+from distill.datasets.splits import SplitRule, assign, split_codes, split_dataset
 from mst_edge.core.errors import UserError
 from tests.conftest import write_arrays
 
@@ -93,3 +93,53 @@ def test_a_class_absent_from_train_is_named(tmp_path):
     folder = write_arrays(tmp_path / "d", split=np.where(np.arange(240) % 3 == 2, 2, np.arange(240) // 3 % 2))
     with pytest.raises(UserError, match="no training sample of class 2"):
         split_dataset(open_arrays(folder), SplitRule())
+
+
+@pytest.mark.parametrize("grouped", [True, False])
+def test_folds_test_everything_once_and_are_dealt_anew_after_k_seeds(grouped):
+    target = np.arange(240) % 4
+    group = np.arange(240) // 10 if grouped else None
+    rounds = []
+    for first in (0, 5):
+        codes = np.stack([assign(target, group, SplitRule(first + fold, folds=5)) for fold in range(5)])
+        assert ((codes == 2).sum(axis=0) == 1).all()
+        assert ((codes == 1).sum(axis=0) == 1).all()
+        assert np.bincount(codes[0]) / 240 == pytest.approx([0.6, 0.2, 0.2], abs=0.05)
+        if grouped:
+            assert all(len(set(codes[0][group == name].tolist())) == 1 for name in range(24))
+        rounds.append(codes)
+    assert not np.array_equal(*rounds)
+
+
+@pytest.mark.parametrize(
+    ("rule", "says"),
+    [
+        ({"folds": 2}, "needs at least 3"),
+        ({"folds": 5, "fractions": (0.5, 0.25, 0.25)}, "folds and fractions exclude each other"),
+        ({"folds": 5, "by": "reference"}, "folds and by: reference exclude"),
+        ({"seed": 20, "by": "reference"}, "permutations 0..19, received 20"),
+    ],
+)
+def test_rules_that_contradict_themselves_are_refused(rule, says):
+    with pytest.raises(UserError, match=says):
+        SplitRule(**rule)
+
+
+def test_the_references_split_is_its_published_permutation():
+    """NumPy's legacy generator, seeded 19980427, 20 permutations in a row; cut at floor(0.6 N) and floor(0.8 N)."""
+    samples = 1449
+    np.random.seed(19980427)
+    drawn = [np.random.permutation(samples) for _ in range(20)]
+    for seed in (0, 7, 19):
+        codes = split_codes(np.zeros(samples, int), {}, SplitRule(seed, by="reference"))
+        assert set(drawn[seed][:869]) == set(np.flatnonzero(codes == 0))
+        assert set(drawn[seed][869:1159]) == set(np.flatnonzero(codes == 1))
+
+
+def test_a_folder_of_arrays_takes_folds_and_the_reference(tmp_path):
+    dataset = open_arrays(write_arrays(tmp_path / "d", groups=np.repeat(np.arange(24), 10)))
+    ids = split_dataset(dataset, SplitRule(1, folds=4))
+    assert len(ids["test"]) == 60
+    assert len(set(dataset.groups["groups"][ids["test"]].tolist())) == 6
+    leaking = split_dataset(dataset, SplitRule(by="reference"))
+    assert len(set(dataset.groups["groups"][leaking["test"]].tolist())) > 6

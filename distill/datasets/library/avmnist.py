@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distill.datasets.arrays import DatasetFile, ModalityFile, save_arrays
-from distill.datasets.builder import DATASETS, DatasetBuilder
+from distill.datasets.builder import DATASETS, DatasetBuilder, require_root
 from distill.datasets.pairing import Pairs, mix_at_snr, pair_within_class, place, to_pcm16
 from distill.datasets.raw import esc10, fsdd, mnist
 from distill.datasets.spec import Kind
@@ -68,10 +68,9 @@ class AvMnist(DatasetBuilder):
     sources = (*mnist.SOURCES, fsdd.SOURCE, esc10.SOURCE)
 
     def build(self, options: AvMnistOptions, rule: SplitRule, data_root: Path | None, out: Path) -> None:
-        if data_root is None:
-            raise UserError("needs a data folder", where="dataset avmnist", fix=f"run `{_FETCH}`")
-        images, image_target = mnist.read_mnist(data_root, _FETCH)
-        utterances = list(fsdd.read_fsdd(data_root, _FETCH))
+        root = require_root(data_root, "avmnist")
+        images, image_target = mnist.read_mnist(root, _FETCH)
+        utterances = list(fsdd.read_fsdd(root, _FETCH))
         digits = np.array([utterance.digit for utterance in utterances])
         speakers = np.array([utterance.speaker for utterance in utterances])
         image_split = assign(image_target, None, rule)
@@ -79,7 +78,7 @@ class AvMnist(DatasetBuilder):
         pairs = pair_within_class(image_target, image_split, digits, speech_split, rule, options.pairs)
         arrays: dict[str, NDArray[Any]] = {
             "image": _keep_energy(images, pairs, options.image_energy),
-            "audio": _noisy_speech(utterances, data_root, pairs, options.snr_db, rule.seed),
+            "audio": _noisy_speech(utterances, root, pairs, options.snr_db, rule.seed),
             "target": pairs.target,
             "split": pairs.split,
             "image_recording": pairs.first,

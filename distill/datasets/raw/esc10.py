@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from distill.datasets.readers import AudioZip, pcm_digest, resample
+from distill.datasets.readers import AudioFiles, pcm_digest, resample
 from distill.datasets.sources import Home, Source
 from mst_edge.core.errors import UserError
 
@@ -45,7 +45,7 @@ def check_esc10(path: Path) -> None:
     16 kHz FLAC must match sample for sample. The original Ogg Vorbis is lossy and decoders differ in
     the last bits, so there duration and level must match.
     """
-    with AudioZip(path) as archive:
+    with AudioFiles(path) as archive:
         stems = {_key(stem): stem for stem in archive.stems()}
         for clip, facts in _facts().items():
             if clip not in stems:
@@ -73,7 +73,7 @@ SOURCE = Source(
 
 def read_esc10(root: Path, fetch: str, rate_hz: int) -> Iterator[NoiseClip]:
     """All clips at ``rate_hz``, in the order of their names."""
-    with AudioZip(SOURCE.locate(root, fetch)) as archive:
+    with AudioFiles(SOURCE.locate(root, fetch)) as archive:
         stems = {_key(stem): stem for stem in archive.stems()}
         for clip in sorted(_facts()):
             pcm, rate = archive.read(stems[clip])

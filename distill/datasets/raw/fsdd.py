@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from distill.datasets.readers import AudioZip, pcm_digest
+from distill.datasets.readers import AudioFiles, pcm_digest
 from distill.datasets.sources import Home, Source
 from mst_edge.core.errors import UserError
 
@@ -38,7 +38,7 @@ def _digests() -> dict[str, str]:
 def check_fsdd(path: Path) -> None:
     """Proves that every utterance decodes to the published samples, whatever the archive's container."""
     expected = _digests()
-    with AudioZip(path) as archive:
+    with AudioFiles(path) as archive:
         missing = sorted(set(expected) - set(archive.stems()))
         if missing:
             raise UserError(f"lacks {len(missing)} utterances, the first is {missing[0]}", where=path)
@@ -63,7 +63,7 @@ SOURCE = Source(
 
 def read_fsdd(root: Path, fetch: str) -> Iterator[Utterance]:
     """All utterances in the order of their names."""
-    with AudioZip(SOURCE.locate(root, fetch)) as archive:
+    with AudioFiles(SOURCE.locate(root, fetch)) as archive:
         for stem in sorted(_digests()):
             digit, speaker, take = stem.split("_")
             yield Utterance(int(digit), speaker, int(take), archive.read(stem)[0])
