@@ -1,7 +1,8 @@
-"""A tiny transformer encoder over a sequence of vectors, and the block that others build on."""
+"""Tiny transformers, over a sequence of vectors and over the patches of a map, and the block that others build on."""
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import torch
@@ -69,9 +70,39 @@ def heads_of(dim: int) -> int:
     return max(1, dim // _HEAD_WIDTH)
 
 
+class _TokenClassifier(Classifier):
+    """Blocks over tokens with a static table of positions, mean over tokens, one hidden layer, head."""
+
+    maskable = ("tokens", "squeeze")
+    positions: Tensor
+
+    def __init__(self, tokens: int, dim: int, depth: int, num_outputs: int, dropout: float) -> None:
+        super().__init__()
+        self.register_buffer("positions", position_table(tokens, dim), persistent=False)
+        self.blocks = nn.ModuleList(EncoderBlock(dim, heads_of(dim), 2 * dim, dropout) for _ in range(depth))
+        self.norm = nn.LayerNorm(dim)
+        self.tokens = ChannelsFirst()
+        self.embedding_dim = dim
+        self.squeeze = nn.Linear(dim, dim)
+        self.dropout = nn.Dropout(dropout)
+        self.head = nn.Linear(dim, num_outputs)
+
+    def patches_of(self, x: Tensor) -> Tensor:
+        """``(batch, dim, tokens)``."""
+        raise NotImplementedError
+
+    def embed(self, x: Tensor) -> Tensor:
+        """``(batch, embedding_dim)`` features."""
+        tokens = self.patches_of(x).transpose(1, 2) + self.positions
+        for block in self.blocks:
+            tokens = block(tokens)
+        pooled = self.tokens(self.norm(tokens)).mean(dim=2)
+        return self.dropout(torch.relu(self.squeeze(pooled)))
+
+
 @NETWORKS.register("transformer")
-class SequenceTransformer(Classifier):
-    """Tiny transformer for ``(channels, time)``: strided patches of time, pre-norm blocks, mean over tokens.
+class SequenceTransformer(_TokenClassifier):
+    """Tiny transformer for ``(channels, time)``: strided, overlapping patches of time are its tokens.
 
     Args:
         width: multiplies the 64 values of a token.
@@ -79,9 +110,6 @@ class SequenceTransformer(Classifier):
         stride: time steps from one token to the next; 0 takes the least that gives at most 64 tokens.
         dropout: in the blocks and before the head.
     """
-
-    maskable = ("tokens", "squeeze")
-    positions: Tensor
 
     def __init__(
         self,
@@ -92,26 +120,53 @@ class SequenceTransformer(Classifier):
         stride: int = 0,
         dropout: float = 0.1,
     ) -> None:
-        super().__init__()
         channels, time = input_shape
         stride = stride or math.ceil(time / _MOST_TOKENS)
         dim = scaled(64, width, _HEAD_WIDTH)
+        super().__init__(math.ceil(time / stride), dim, depth, num_outputs, dropout)
         self.patches = nn.Conv1d(channels, dim, 2 * stride - 1, stride, padding=stride - 1)
-        self.register_buffer("positions", position_table(math.ceil(time / stride), dim), persistent=False)
-        self.blocks = nn.ModuleList(EncoderBlock(dim, heads_of(dim), 2 * dim, dropout) for _ in range(depth))
-        self.norm = nn.LayerNorm(dim)
-        self.tokens = ChannelsFirst()
-        self.embedding_dim = dim
-        self.squeeze = nn.Linear(dim, dim)
-        self.dropout = nn.Dropout(dropout)
-        self.head = nn.Linear(dim, num_outputs)
 
-    def embed(self, x: Tensor) -> Tensor:
-        tokens = self.patches(x).transpose(1, 2) + self.positions
-        for block in self.blocks:
-            tokens = block(tokens)
-        pooled = self.tokens(self.norm(tokens)).mean(dim=2)
-        return self.dropout(torch.relu(self.squeeze(pooled)))
+    def patches_of(self, x: Tensor) -> Tensor:
+        return self.patches(x)
+
+
+@NETWORKS.register("vit")
+class VisionTransformer(_TokenClassifier):
+    """Tiny vision transformer (Dosovitskiy and others, arXiv 2010.11929) for ``(channels, height, width)``.
+
+    Square patches that do not overlap are its tokens; there is no class token, the mean is classified. A map that is
+    no multiple of the patch is padded with zeros on the right and at the bottom.
+
+    Args:
+        width: multiplies the 96 values of a token.
+        depth: number of blocks.
+        patch: side of a patch; 0 takes the least that gives at most 64 tokens.
+        dropout: in the blocks and before the head.
+    """
+
+    def __init__(
+        self,
+        input_shape: tuple[int, ...],
+        num_outputs: int,
+        width: float = 1.0,
+        depth: int = 4,
+        patch: int = 0,
+        dropout: float = 0.1,
+    ) -> None:
+        channels, height, map_width = input_shape
+
+        def grid(side: int) -> tuple[int, int]:
+            return math.ceil(height / side), math.ceil(map_width / side)
+
+        patch = patch or next(side for side in itertools.count(1) if math.prod(grid(side)) <= _MOST_TOKENS)
+        rows, columns = grid(patch)
+        dim = scaled(96, width, _HEAD_WIDTH)
+        super().__init__(rows * columns, dim, depth, num_outputs, dropout)
+        self._padding = (0, columns * patch - map_width, 0, rows * patch - height)
+        self.patches = nn.Conv2d(channels, dim, patch, patch)
+
+    def patches_of(self, x: Tensor) -> Tensor:
+        return self.patches(nn.functional.pad(x, self._padding)).flatten(2)
 
 
 class ChannelsFirst(nn.Module):
