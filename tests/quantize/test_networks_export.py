@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 import onnx
 import onnxruntime
 import openvino
 import pytest
 import torch
-from torch import Tensor, nn
 
 from distill.datasets.spec import Kind, ModalitySpec
-from distill.networks.registry import NETWORKS
 from distill.student import Student, student_logits
 from quantize.export import export_student
 from quantize.int8_static import Int8Options, quantize_int8
@@ -21,31 +17,19 @@ from quantize.variant import Variant
 from tests.quantize.test_export_and_int8 import AUDIO, IMAGE, SIGNAL, make_student, raw_samples
 
 TINY_PHOTO = ModalitySpec("photo", Kind.IMAGE, (32, 64, 3), "uint8")
-CLIP_SHAPE = (3, 9, 16, 24)
-CLIP = ModalitySpec("clip", Kind.VECTOR, (math.prod(CLIP_SHAPE),), "float32")
+CLIP = ModalitySpec("clip", Kind.VIDEO, (9, 16, 24, 3), "uint8")
 STUDENTS = [
     (AUDIO, "bc_resnet", {}),
     (IMAGE, "mobilenet_v3_small", {"width": 0.5}),
     (TINY_PHOTO, "vit", {"depth": 2}),
     (SIGNAL, "transformer", {}),
     (TINY_PHOTO, "segnet", {"width": 0.05}),
-    (CLIP, "tests.quantize.test_networks_export:Clip", {"network": "clip_cnn"}),
-    (CLIP, "tests.quantize.test_networks_export:Clip", {"network": "ravdess_visual"}),
+    (CLIP, "clip_cnn", {}),
+    (CLIP, "ravdess_visual", {}),
 ]
 
 
-class Clip(nn.Module):
-    """A network for clips that is fed flat vectors."""
-
-    def __init__(self, input_shape, num_outputs, network):
-        super().__init__()
-        self.network = NETWORKS.get(network)(CLIP_SHAPE, num_outputs)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.network(x.reshape(-1, *CLIP_SHAPE))
-
-
-@pytest.fixture(scope="module", params=STUDENTS, ids=lambda p: p[2].get("network", p[1]))
+@pytest.fixture(scope="module", params=STUDENTS, ids=lambda p: p[1])
 def exported(request, tmp_path_factory) -> tuple[Student, Variant]:
     spec, network, options = request.param
     student = make_student(spec, network, options)
