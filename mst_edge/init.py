@@ -14,7 +14,7 @@ import yaml
 from distill.datasets.files import FilesOptions, list_files, open_any, settle
 from distill.datasets.spec import Dataset, Kind, ModalitySpec
 from distill.frontends import LogMelOptions, frontend_options, make_frontend
-from distill.networks.registry import auto_network
+from distill.networks.auto import auto_network
 from mst_edge.core.errors import UserError, unknown_name
 from mst_edge.core.files import write_text
 

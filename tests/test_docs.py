@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
+import inspect
 import os
 import re
 import shlex
@@ -10,9 +12,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import torch
 import yaml
 
 from distill.methods.base import METHODS
+from distill.networks.registry import NETWORKS, NetworkChoice, build_model
 from mst_edge.recipe import Recipe, load_recipe
 from tests.conftest import ROOT
 
@@ -112,3 +116,21 @@ def _flat(tree: object, prefix: str = "") -> dict[str, object]:
     if not isinstance(tree, dict) or not tree:
         return {prefix: tree}
     return {k: v for name, child in tree.items() for k, v in _flat(child, f"{prefix}.{name}".strip(".")).items()}
+
+
+def test_every_network_is_on_its_page_with_its_size_and_options():
+    page = (ROOT / "docs" / "networks.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `(\w+)` \|[^|]*\|([^|]*)\| (`\([^|]*) \| (\d+) \| ([\d ]+) \|$", page, re.MULTILINE)
+    assert sorted(row[0] for row in rows) == NETWORKS.names()
+    block = re.search(r"```yaml\n(- .*?)```", page, re.DOTALL)
+    assert block
+    examples = {example["network"]: example["options"] for example in yaml.safe_load(block[1])}
+    for name, options, features, outputs, parameters in rows:
+        shapes = {f"m{i}": ast.literal_eval(shape) for i, shape in enumerate(re.findall(r"`(\([^`]*)`", features))}
+        takes = list(inspect.signature(NETWORKS.get(name)).parameters)[2:]
+        assert re.findall(r"`(\w+)`", options) == takes, name
+        assert (name in examples) == bool(takes), name
+        with torch.device("meta"):
+            model = build_model(name, NetworkChoice(name), shapes, int(outputs), where=name)
+            build_model(name, NetworkChoice(name, examples.get(name, {})), shapes, int(outputs), where=name)
+        assert f"{model.parameters:,}".replace(",", " ") == parameters, name

@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from distill.networks.registry import NETWORKS, NetworkChoice, auto_network
-from mst_edge.core.errors import UserError
+from distill.networks.auto import AUTO, resolve
+from distill.networks.registry import NETWORKS, NetworkChoice, require_options
+from mst_edge.core.errors import UserError, unknown_name
 
 
 @NETWORKS.register("fusion")
@@ -17,9 +18,14 @@ class Fusion(nn.Module):
     """One encoder per modality, their features side by side, then a two-layer head.
 
     Args:
-        encoders: modality name to ``{network, options}``; ``auto`` with ``width`` where absent.
+        encoders: modality name to ``{network, options}``, any network with ``embed``; ``auto`` with ``width`` where
+            absent.
         width: width multiplier of the automatic encoders.
+        hidden: features of the head's first layer.
         dropout: on the joined features.
+
+    Raises:
+        UserError: ``encoders`` names a modality, network or option that does not exist, or a network without ``embed``.
     """
 
     multimodal = True
@@ -35,9 +41,13 @@ class Fusion(nn.Module):
         dropout: float = 0.2,
     ) -> None:
         super().__init__()
+        said = encoders or {}
+        for name in said:
+            if name not in input_shapes:
+                raise unknown_name("modality", name, input_shapes, where="encoders")
         self.encoders = nn.ModuleDict(
             {
-                name: _encoder(name, shape, num_outputs, (encoders or {}).get(name), width)
+                name: _encoder(name, shape, num_outputs, said.get(name, {}), width)
                 for name, shape in input_shapes.items()
             }
         )
@@ -53,19 +63,27 @@ class Fusion(nn.Module):
         return self.head(torch.relu(self.hidden(joined)))
 
 
-def _encoder(
-    name: str, shape: tuple[int, ...], num_outputs: int, said: Mapping[str, Any] | None, width: float
-) -> nn.Module:
-    choice = NetworkChoice(**said) if said else NetworkChoice()
-    network, options = choice.network, dict(choice.options)
-    if network == "auto":
-        network = auto_network({name: shape})
+def _encoder(name: str, shape: tuple[int, ...], num_outputs: int, said: Mapping[str, Any], width: float) -> nn.Module:
+    where = f"encoders.{name}"
+    choice = _choice(said, where)
+    options = dict(choice.options)
+    if choice.network == AUTO and "size" not in options:
         options.setdefault("width", width)
-    encoder = NETWORKS.get(network)(shape, num_outputs, **options)
-    if not hasattr(encoder, "embed"):
-        raise UserError(f"{network} has no embed() and cannot be an encoder of a fusion teacher")
+    network, options = resolve(choice.network, options, {name: shape}, where=where)
+    cls = NETWORKS.get(network, where=f"{where}.network")
+    if not hasattr(cls, "embed") or getattr(cls, "multimodal", False):
+        raise UserError(f"{network} cannot be an encoder", where=where, fix="name one for one modality, with embed()")
+    require_options(cls, options, f"{where}.options")
+    encoder = cls(shape, num_outputs, **options)
     # The encoder's own head is never used here: drop its weights.
     for unused in ("head", "fc", "fc2"):
         if hasattr(encoder, unused):
             setattr(encoder, unused, nn.Identity())
     return encoder
+
+
+def _choice(said: Mapping[str, Any], where: str) -> NetworkChoice:
+    for key in said:
+        if key not in ("network", "options"):
+            raise unknown_name("key", key, ("network", "options"), where=where)
+    return NetworkChoice(**said)

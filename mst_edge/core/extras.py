@@ -15,6 +15,7 @@ EXTRA_OF: Mapping[str, str] = {
     "soundfile": "train",
     "PIL": "train",
     "h5py": "train",
+    "timm": "networks",
     "onnx": "quantize",
     "onnxscript": "quantize",
     "openvino": "openvino",

@@ -160,7 +160,7 @@ def _save(recipe: Recipe, data: Data, run: RunFolder, lab: Lab, model: Model, re
     spec = StudentSpec(
         modality=data.dataset.modalities[modality],
         frontend=data.frontend_options[modality],
-        network=NetworkChoice(model.network, dict(recipe.student.options)),
+        network=NetworkChoice(model.network, dict(model.options)),
         classes=data.dataset.classes,
         facts={"method": record["method"], "preset": record["preset"], "seed": recipe.seed},
     )

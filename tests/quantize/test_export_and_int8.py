@@ -45,11 +45,11 @@ def raw_samples(spec: ModalitySpec, count: int, seed: int = 0) -> np.ndarray:
     return (rng.normal(size=(count, *spec.shape)) * loudness).astype(np.float32)
 
 
-def make_student(spec: ModalitySpec, network: str) -> Student:
+def make_student(spec: ModalitySpec, network: str, network_options: dict[str, object] | None = None) -> Student:
     """A student with fitted front end and lived-in batch norms."""
     torch.manual_seed(0)
     options = LogMelOptions() if spec.kind is Kind.AUDIO else frontend_options(spec.kind)()
-    student = Student(StudentSpec(spec, options, NetworkChoice(network), tuple("abcde")))
+    student = Student(StudentSpec(spec, options, NetworkChoice(network, network_options or {}), tuple("abcde")))
     raw = torch.from_numpy(raw_samples(spec, 64))
     student.frontend.fit([raw])
     student.train()

@@ -1,0 +1,80 @@
+"""MobileNetV3-small from timm (an extra), with fresh weights: nothing is fetched."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from types import ModuleType
+from typing import Any
+
+from torch import Tensor, nn
+
+from distill.networks.encoders import Classifier
+from distill.networks.registry import NETWORKS
+from mst_edge.core.extras import require_modules
+
+_NAMES = {0.5: "mobilenetv3_small_050", 0.75: "mobilenetv3_small_075", 1.0: "mobilenetv3_small_100"}
+_LEAST_LAST_SIDE = 4
+
+
+@NETWORKS.register("mobilenet_v3_small")
+class MobileNetV3Small(Classifier):
+    """MobileNetV3-small (Howard and others, arXiv 1905.02244) for ``(channels, height, width)``.
+
+    It halves a map five times. The first of these steps keep the size instead, as many as it takes for the short side
+    of the last map to be 4 or more (as far as the input's is): 28 x 28 ends as 4 x 4, not as 1 x 1. From a short side
+    of 97 on everything is as published.
+
+    Args:
+        width: 0.5, 0.75 or 1.
+        dropout: before the head.
+
+    Raises:
+        UserError: timm is not installed.
+    """
+
+    maskable = ("trunk.blocks", "trunk.conv_head")
+
+    def __init__(
+        self, input_shape: tuple[int, ...], num_outputs: int, width: float = 1.0, dropout: float = 0.2
+    ) -> None:
+        super().__init__()
+        if width not in _NAMES:
+            raise ValueError(f"width must be one of {', '.join(map(str, _NAMES))}, received {width}")
+        channels, *sides = input_shape
+        self.trunk = _timm().create_model(_NAMES[width], pretrained=False, in_chans=channels, num_classes=0)
+        self.trunk.global_pool = _MapMean()
+        _keep_sides(self.trunk, min(sides))
+        self.embedding_dim = self.trunk.head_hidden_size
+        self.dropout = nn.Dropout(dropout)
+        self.head = nn.Linear(self.embedding_dim, num_outputs)
+
+    def embed(self, x: Tensor) -> Tensor:
+        """``(batch, embedding_dim)`` features."""
+        return self.dropout(self.trunk.forward_head(self.trunk.forward_features(x), pre_logits=True))
+
+
+class _MapMean(nn.Module):
+    """The mean over positions; torch's adaptive pooling exports to a graph that computes shapes as it runs."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.mean(dim=(2, 3), keepdim=True)
+
+
+def _keep_sides(trunk: nn.Module, side: int) -> None:
+    """Takes the stride from as many of the first strided convolutions as a short side of ``side`` needs."""
+    strided = [layer for layer in trunk.modules() if isinstance(layer, nn.Conv2d) and layer.stride == (2, 2)]
+    while strided and (side + 1) // 2 >= _LEAST_LAST_SIDE:
+        side = (side + 1) // 2
+        strided.pop()
+    for layer in strided:
+        layer.stride = (1, 1)
+
+
+def _timm() -> Any:
+    require_modules("timm")
+    # timm imports torchvision, and that fails beside another build of torch than its own (the public index's CUDA
+    # wheel beside a CPU torch) over what it registers in this module, for detection operators that are not used here.
+    if "torchvision" not in sys.modules:
+        sys.modules.setdefault("torchvision._meta_registrations", ModuleType("torchvision._meta_registrations"))
+    return importlib.import_module("timm")

@@ -1,0 +1,70 @@
+"""Every student network, once: exported, run by ONNX Runtime and OpenVINO, quantized to int8."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import onnxruntime
+import openvino
+import pytest
+import torch
+
+from distill.datasets.spec import Kind, ModalitySpec
+from distill.student import Student, student_logits
+from quantize.export import export_student
+from quantize.int8_static import Int8Options, quantize_int8
+from quantize.variant import Variant
+from tests.quantize.test_export_and_int8 import AUDIO, IMAGE, SIGNAL, make_student, raw_samples
+
+TINY_PHOTO = ModalitySpec("photo", Kind.IMAGE, (32, 64, 3), "uint8")
+CLIP = ModalitySpec("clip", Kind.VIDEO, (9, 16, 24, 3), "uint8")
+STUDENTS = [
+    (AUDIO, "bc_resnet", {}),
+    (IMAGE, "mobilenet_v3_small", {"width": 0.5}),
+    (TINY_PHOTO, "vit", {"depth": 2}),
+    (SIGNAL, "transformer", {}),
+    (TINY_PHOTO, "segnet", {"width": 0.05}),
+    (CLIP, "clip_cnn", {}),
+    (CLIP, "ravdess_visual", {}),
+]
+
+
+@pytest.fixture(scope="module", params=STUDENTS, ids=lambda p: p[1])
+def exported(request, tmp_path_factory) -> tuple[Student, Variant]:
+    spec, network, options = request.param
+    student = make_student(spec, network, options)
+    return student, export_student(student, tmp_path_factory.mktemp("v") / "fp32")
+
+
+def _onnxruntime(variant: Variant, raw: np.ndarray) -> np.ndarray:
+    session = onnxruntime.InferenceSession(str(variant.model), providers=["CPUExecutionProvider"])
+    return session.run(None, {variant.input.name: raw})[0]
+
+
+def _openvino(variant: Variant, raw: np.ndarray) -> np.ndarray:
+    model = openvino.compile_model(str(variant.model), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    return model({variant.input.name: raw})[0]
+
+
+@pytest.mark.parametrize("run", [_onnxruntime, _openvino])
+def test_both_runtimes_agree_with_torch(exported, run):
+    student, variant = exported
+    for batch in (1, 3):
+        raw = raw_samples(student.spec.modality, batch, seed=1)
+        expected = student_logits(student, torch.from_numpy(raw)).numpy()
+        assert np.abs(run(variant, raw) - expected).max() < 1e-3 * expected.std()
+
+
+def test_the_graph_computes_no_shapes_as_it_runs(exported):
+    """Compilers for devices want every size but the batch's to be fixed."""
+    operators = {node.op_type for node in onnx.load(exported[1].model).graph.node}
+    assert not operators & {"Shape", "Range", "NonZero", "Resize", "ScatterND", "Loop", "If"}
+
+
+def test_int8_is_close_on_both_runtimes(exported, tmp_path):
+    student, variant = exported
+    samples = raw_samples(student.spec.modality, 16)
+    int8 = quantize_int8(variant, samples, tmp_path / "int8", Int8Options(reduce_range=False))
+    exact = _onnxruntime(variant, samples)
+    for run in (_onnxruntime, _openvino):
+        assert np.abs(run(int8, samples) - exact).mean() < 0.15 * exact.std()
