@@ -89,7 +89,9 @@ class OptimizerSection(Section):
 class DistillSection(Section):
     """The method and its budget.
 
-    ``compare`` names methods trained beside it for comparison; ``options`` override the preset.
+    ``compare`` names methods trained beside it for comparison; ``options`` override the preset. ``accumulate``
+    cuts every batch into parts that are computed one after another, ``checkpoint_minutes`` is the training between
+    two checkpoints inside an epoch.
     """
 
     method: str = "mst"
@@ -98,9 +100,11 @@ class DistillSection(Section):
     compare: tuple[str, ...] = ("lone", "kd")
     epochs: EpochsSection = EpochsSection()
     batch_size: int = Field(64, ge=2)
+    accumulate: Count = 1
     optimizer: OptimizerSection = OptimizerSection()
     precision: Literal["fp32", "bf16"] = "fp32"
     class_balance: Literal["auto", "none", "weights"] = "auto"
+    checkpoint_minutes: float = Field(10.0, ge=0)
 
 
 class CalibrationSection(Section):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -137,6 +137,7 @@ class MstDistill(Method):
 
     def _specialise(self, student: Model, teachers: Mapping[str, Model]) -> list[SpecialisedTeacher]:
         """Stage 2: each mask moves its teacher toward what the student can express."""
+        torch.manual_seed(self.lab.session.seed_for("masks"))
         specialised = [
             make_specialised(teacher, layer, self.options.mask, self.lab.store.shapes, f"{WHERE}.layers")
             for name, teacher in teachers.items()
@@ -203,7 +204,7 @@ class MstDistill(Method):
         def step(batch: Batch, epoch: int) -> dict[str, Tensor]:
             z = student(batch.inputs)
             teachers = tables[batch.ids].to(z.device)
-            losses = self._routed(z, teachers, router, batch.target, epoch)
+            losses = self._routed(z, teachers, router, batch.target, epoch, batch.gather)
             losses["task"] = lab.task.loss(z, batch.target)
             losses["loss"] = losses["loss"] + options.task_weight * losses["task"]
             return losses
@@ -229,11 +230,20 @@ class MstDistill(Method):
         kinds = {"linear": LinearRouter, "evidence": EvidenceRouter, "mean": UniformRouter}
         return kinds[self.options.router](self.lab.task.num_outputs, teachers)
 
-    def _routed(self, z: Tensor, teachers: Tensor, router: nn.Module, target: Tensor, epoch: int) -> dict[str, Tensor]:
+    def _routed(
+        self,
+        z: Tensor,
+        teachers: Tensor,
+        router: nn.Module,
+        target: Tensor,
+        epoch: int,
+        gather: Callable[[Tensor], Tensor] = lambda weights: weights,
+    ) -> dict[str, Tensor]:
         """Distillation from the selected teachers, and what the router learns from; ``loss`` sums them.
 
         Args:
             z: ``(B, C)`` student logits. teachers: ``(B, W, C)``. target: ``(B,)``.
+            gather: weights of a process's samples to those of the whole batch, for the balance among teachers.
         """
         options, task = self.options, self.lab.task
         weights = router(z, teachers)
@@ -241,7 +251,7 @@ class MstDistill(Method):
         divergence = torch.stack(
             [task.sample_kd(z, teachers[:, i], options.temperature) for i in range(teachers.shape[1])], dim=1
         ).gather(1, chosen)
-        losses = {"balance": balance_loss(weights)}
+        losses = {"balance": balance_loss(gather(weights))}
         if options.router != "evidence":
             kd = divergence.mean()
         else:

@@ -16,11 +16,12 @@ from distill.networks.registry import Model, NetworkChoice
 from distill.student import Student, StudentSpec, save_student
 from distill.tasks import balanced_class_weights, make_task
 from distill.training.features import FeatureStore
+from distill.training.parallel import ALONE, Processes
 from distill.training.phase import Reporter, Session
 from mst_edge.core.errors import UserError
 from mst_edge.core.files import atomic_path, write_json
 from mst_edge.core.stats import paired_difference, proportion_interval
-from mst_edge.recipe import NetworkSection, Recipe, parse_options
+from mst_edge.recipe import DistillSection, NetworkSection, Recipe, parse_options
 from mst_edge.run_folder import RunFolder
 from mst_edge.stages.data import Data
 
@@ -43,9 +44,21 @@ def pick_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def make_lab(recipe: Recipe, data: Data, folder: Path, device: torch.device, reporter: Reporter) -> Lab:
-    """Everything that methods need, as the recipe says; training keeps its state in ``folder``."""
+def make_lab(
+    recipe: Recipe,
+    data: Data,
+    folder: Path,
+    device: torch.device,
+    reporter: Reporter,
+    processes: Processes = ALONE,
+) -> Lab:
+    """Everything that methods need, as the recipe says; training keeps its state in ``folder``.
+
+    Raises:
+        UserError: a batch has too few samples for all its parts.
+    """
     said = recipe.distill
+    require_samples_for_all(said, processes)
     weights = None
     if data.balances_classes(said.class_balance):
         counts = data.dataset.class_counts(data.splits["train"])
@@ -58,13 +71,39 @@ def make_lab(recipe: Recipe, data: Data, folder: Path, device: torch.device, rep
     return Lab(
         store=FeatureStore(data.dataset, data.splits, data.frontends),
         task=make_task(data.dataset.task, len(data.dataset.classes), weights),
-        session=Session(folder, device, recipe.seed, said.batch_size, said.precision == "bf16", reporter),
+        session=Session(
+            folder,
+            device,
+            recipe.seed,
+            said.batch_size,
+            bf16=said.precision == "bf16",
+            reporter=reporter,
+            processes=processes,
+            accumulate=said.accumulate,
+            checkpoint_minutes=said.checkpoint_minutes,
+        ),
         student_modality=student,
         student=_choice(recipe.student),
         teachers=teachers,
         optimizer=OptimizerChoice(**said.optimizer.model_dump()),
         epochs=Epochs(**said.epochs.model_dump()),
     )
+
+
+def require_samples_for_all(said: DistillSection, processes: Processes) -> None:
+    """Refuses a batch that cannot be cut into parts of two samples, which batch norm needs.
+
+    Raises:
+        UserError: says how large it must be.
+    """
+    parts = said.accumulate * processes.size
+    if said.batch_size < 2 * parts:
+        raise UserError(
+            f"{said.batch_size} samples cannot be cut into {parts} parts of two or more "
+            f"(accumulate {said.accumulate}, {processes.size} processes)",
+            where="distill.batch_size",
+            fix=f"raise it to {2 * parts}, lower distill.accumulate or start fewer processes",
+        )
 
 
 def method_options(name: str, preset: str, said: dict[str, Any], asked_by: str = "distill.preset") -> Any:
@@ -150,8 +189,9 @@ def run_distill(recipe: Recipe, data: Data, run: RunFolder, lab: Lab, methods: M
         "insights": insights,
         "diagnoses": diagnose(lab, recipe.distill.method, logits),
     }
-    _save(recipe, data, run, lab, chosen, record)
-    run.finish_stage(STAGE, record)
+    if lab.session.processes.first:
+        _save(recipe, data, run, lab, chosen, record)
+        run.finish_stage(STAGE, record)
     return record
 
 
