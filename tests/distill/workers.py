@@ -94,7 +94,7 @@ def train(data: Path, folder: Path, methods: dict[str, dict[str, object]], **ses
 def train_mst_until(
     data: Path, folder: Path, last: list[object] | None, checkpoint_minutes: float, dropout: float = 0.2
 ) -> None:
-    """Trains with MST-Distill and keeps a list of its steps; kills itself, as the kernel would, before step ``last``."""
+    """Trains with MST-Distill and lists its steps; kills itself, as the kernel would, before step ``last``."""
     processes = connect(torch.device("cpu"))
     lab = vectors_lab(data, folder, dropout=dropout, checkpoint_minutes=checkpoint_minutes, processes=processes)
     plain, steps = lab.store.shuffled, []
