@@ -133,7 +133,7 @@ def _features(dataset: Dataset, train: NDArray[np.int64], name: str, frontend: F
     """
     constants = hashlib.sha256()
     for key, value in sorted(frontend.state_dict().items()):
-        if key not in ("scale", "shift"):
+        if frontend.pinned or key not in ("scale", "shift"):
             constants.update(key.encode() + value.numpy().tobytes())
     depends_on: dict[str, object] = {
         "data": dataset.fingerprint,
