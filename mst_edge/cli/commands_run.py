@@ -156,6 +156,9 @@ def compare(
     seeds: Annotated[
         str, typer.Option("--seeds", metavar="0,1,...", help="Each is a new split and a new initialisation.")
     ] = "0,1,2",
+    vary: Annotated[
+        str, typer.Option("--vary", help="What a seed changes: both, or initialisation or split alone.")
+    ] = "both",
     ablations: Annotated[
         bool, typer.Option("--ablations", help="Add rows for MST-Distill with one part left out each.")
     ] = False,
@@ -172,7 +175,7 @@ def compare(
     from rich.console import Console
 
     from distill.training.parallel import launched
-    from mst_edge.compare.comparison import CompareOptions, parse_seeds
+    from mst_edge.compare.comparison import CompareOptions, parse_seeds, parse_vary
     from mst_edge.compare.comparison import compare as run_comparison
     from mst_edge.report.comparison import print_comparison
 
@@ -185,7 +188,7 @@ def compare(
     folder = out or Path("runs") / f"{parsed.name}-compare"
     _current_run.append(folder)
     console = Console(stderr=True, quiet=json_)
-    options = CompareOptions(methods, parse_seeds(seeds), ablations, root, device, quiet=json_)
+    options = CompareOptions(methods, parse_seeds(seeds), parse_vary(vary), ablations, root, device, quiet=json_)
     record = run_comparison(parsed, folder, options, console.print)
     if json_:
         typer.echo(json.dumps(record))

@@ -160,7 +160,7 @@ def _describe(name, change):
     [
         (lambda folder: (folder / "b.safetensors").unlink(), r"cross_modal\.b\.weights: no such file: .*b\.safe"),
         (lambda folder: (folder / "b.yaml").unlink(), r"b\.yaml is missing, which says what the weights read"),
-        (lambda folder: (folder / "b.yaml").write_text("read: [b]"), r"b\.yaml: unknown key .read.; did you mean .reads"),
+        (lambda folder: (folder / "b.yaml").write_text("read: [b]"), r"b\.yaml: unknown key 'read'; did you mean"),
         (lambda folder: (folder / "b.safetensors").write_bytes(b"x"), r"holds other weights than b\.yaml describes"),
         (
             _describe("b", lambda about: about.update(classes=["yes", "no"])),
