@@ -91,6 +91,10 @@ def test_gradients_and_batch_norm_are_those_of_the_whole_batch(samples):
     assert run_together(3, compare_gradients, samples) == [0, 0, 0]
 
 
+def test_a_loss_that_is_no_number_ends_all_processes(data, tmp_path):
+    assert run_together(2, train, data, tmp_path, {"rkd": {"distance_weight": 1e39}}) == [1, 1]
+
+
 def test_what_two_processes_began_one_can_end(data, tmp_path):
     assert run(train_mst_until, data, tmp_path / "one", None, 10.0, 0.0) == 0
     steps = json.loads((tmp_path / "one" / "steps.json").read_text())
