@@ -38,6 +38,7 @@ class Frontend(nn.Module):
         super().__init__()
         self.register_buffer("scale", torch.ones(stats_shape))
         self.register_buffer("shift", torch.zeros(stats_shape))
+        self.pinned = False
 
     @abstractmethod
     def transform(self, raw: Tensor) -> Tensor:
@@ -49,7 +50,12 @@ class Frontend(nn.Module):
 
     @torch.no_grad()
     def fit(self, blocks: Iterable[Tensor]) -> None:
-        """Sets scale and shift from raw blocks; sums in float64, one block in memory at a time."""
+        """Sets scale and shift from raw blocks; sums in float64, one block in memory at a time.
+
+        Changes nothing where they are pinned.
+        """
+        if self.pinned:
+            return
         shape = self.scale.shape
         count, total, squares = 0, torch.zeros(shape, dtype=torch.float64), torch.zeros(shape, dtype=torch.float64)
         for raw in blocks:
@@ -64,6 +70,14 @@ class Frontend(nn.Module):
         scale = 1 / deviation.clamp_min(_MIN_STD)
         self.scale.copy_(scale)
         self.shift.copy_(-mean * scale)
+
+    def pin(self, scale: Tensor, shift: Tensor) -> bool:
+        """Sets scale and shift for good, as a trained network expects them; False where others are pinned already."""
+        if not self.pinned:
+            self.scale.copy_(scale)
+            self.shift.copy_(shift)
+            self.pinned = True
+        return torch.equal(self.scale, scale) and torch.equal(self.shift, shift)
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from torch.optim import SGD, Adam, AdamW, Optimizer
 from distill.networks.registry import Model, NetworkChoice, build_model
 from distill.suffix import SplitModel, has_one_row_per_sample, row_bytes, split_at
 from distill.tasks import Task
+from distill.teachers import TeacherFile
 from distill.training.features import Batch, FeatureStore
 from distill.training.phase import History, Phase, Session, is_finished, predict, run_phase
 from distill.training.schedules import SCHEDULES, ScheduledOptimizer
@@ -82,6 +83,7 @@ class Lab:
     Attributes:
         teachers: name to the modalities a teacher reads and its network: ``multimodal`` and one
             cross-modal teacher per other modality, named after it.
+        pretrained: teachers that are loaded in place of being trained, by name.
         lender: the folder whose lone-trained networks are used, where that is not the session's own.
     """
 
@@ -93,6 +95,7 @@ class Lab:
     teachers: Mapping[str, tuple[tuple[str, ...], NetworkChoice]]
     optimizer: OptimizerChoice
     epochs: Epochs
+    pretrained: Mapping[str, TeacherFile] = field(default_factory=dict)
     lender: Path | None = None
     histories: dict[str, History] = field(default_factory=dict)
     _trained: dict[str, Model] = field(default_factory=dict)
@@ -116,7 +119,7 @@ class Lab:
         """A teacher with the seed's initial weights."""
         reads, choice = self.teachers[name]
         torch.manual_seed(self.session.seed_for("teacher", name))
-        return self._build(name, reads, choice, f"teachers.{name}")
+        return self._build(name, reads, choice, teacher_key(name))
 
     def _build(self, name: str, reads: tuple[str, ...], choice: NetworkChoice, where: str) -> Model:
         shapes = {modality: self.store.shapes[modality] for modality in reads}
@@ -148,17 +151,29 @@ class Lab:
         return model
 
     def trained_teacher(self, name: str) -> Model:
-        """The teacher ``name`` trained alone on the task, frozen; trained at the first call.
+        """The teacher ``name`` trained alone on the task, frozen; loaded or trained at the first call.
 
         Raises:
             TeacherNeededError: this lab borrows its teachers, and ``name`` is not finished.
+            UserError: the weights that the recipe names do not fit the network.
         """
+        if name not in self._trained and name in self.pretrained:
+            where = f"{teacher_key(name)}.weights"
+            self._trained[name] = freeze(self.pretrained[name].load_into(self.new_teacher(name), where))
         if name not in self._trained:
             phase = f"lone_{name}"
             if self.lender is not None and not is_finished(self.lender / phase):
                 raise TeacherNeededError(name)
             self._trained[name] = freeze(self.train_alone(phase, self.new_teacher(name), self.lender))
         return self._trained[name]
+
+    def lone_teachers(self) -> dict[str, Model]:
+        """Teachers that were trained alone so far, by name; not those that came trained."""
+        return {name: self._trained[name] for name in self.teachers if name in self._trained.keys() - self.pretrained}
+
+    def lone_phases(self, name: str) -> list[str]:
+        """The phase in which the teacher ``name`` is trained alone; none where it comes trained."""
+        return [] if name in self.pretrained else [f"lone_{name}"]
 
     def learning_teacher(self, name: str) -> Model:
         """A copy of the lone-trained teacher ``name`` that may go on learning."""
@@ -246,6 +261,11 @@ class Lab:
     def can_keep(self, bytes_per_sample: int) -> bool:
         """Whether ``keep`` would keep that much of every sample."""
         return bytes_per_sample * len(self.store.dataset) <= _MOST_KEPT_BYTES
+
+
+def teacher_key(name: str) -> str:
+    """Where a recipe speaks of the teacher ``name``."""
+    return f"teachers.{name}" if name == MULTIMODAL else f"teachers.cross_modal.{name}"
 
 
 def freeze(model: Model) -> Model:

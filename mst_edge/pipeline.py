@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from distill.training.parallel import ALONE, Processes, disconnect
 from distill.training.phase import Reporter
 from mst_edge.core.extras import require_modules
 from mst_edge.core.files import remove_leftovers, write_json
@@ -40,17 +41,20 @@ class RunOptions:
 
     Attributes:
         until: ``distill`` ends after training; empty runs everything.
+        processes: who trains together. They part afterwards; the first one does all the rest alone.
     """
 
     data_root: Path | None = None
     device: str = "auto"
     until: str = ""
+    processes: Processes = ALONE
 
 
 def run_recipe(recipe: Recipe, run: RunFolder, options: RunOptions, watcher: Watcher) -> dict[str, Any]:
     """Runs what is not finished yet and returns the result; writes ``result.json`` and ``report.html``.
 
-    Nothing is written to the run's folder before all that the recipe names was found and fits.
+    Nothing is written to the run's folder before all that the recipe names was found and fits. Of several
+    processes, those that only help to train end with it, and return no more than a gate that was not run.
 
     Raises:
         UserError: something in the recipe or in the data is wrong.
@@ -58,16 +62,25 @@ def run_recipe(recipe: Recipe, run: RunFolder, options: RunOptions, watcher: Wat
     targets = [get_target(name) for name in recipe.targets]  # fail on a wrong name before training
     if options.until != "distill":
         require_modules("onnx", "onnxscript")
-    remove_leftovers(run.path)
+    processes = options.processes
+    processes.wait()  # till all have seen the folder as it was
+    if processes.first:
+        remove_leftovers(run.path)
     watcher.stage("data")
-    data = prepare(recipe, options.data_root)
+    with processes.first_alone():
+        data = prepare(recipe, options.data_root)
     trained = run.stage_result(DISTILL)
     if trained is None:
-        lab = make_lab(recipe, data, run.distill, pick_device(options.device), watcher)
+        with processes.first_alone():
+            lab = make_lab(recipe, data, run.distill, pick_device(options.device), watcher, processes)
         methods = checked_methods(recipe, lab)
         watcher.stage("distill")
-        run.keep_recipe(recipe)
+        if processes.first:
+            run.keep_recipe(recipe)
         trained = run_distill(recipe, data, run, lab, methods)
+    disconnect(processes)
+    if not processes.first:
+        return {"gate": _overall([])}
     deployed = []
     made: dict[str, Any] = {"variants": []}
     if options.until != "distill":

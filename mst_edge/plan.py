@@ -86,7 +86,8 @@ def make_plan(recipe: Recipe, data_root: Path | None, device: str) -> Plan:
     costs = {name: _cost(lab, model) for name, model in models.items()}
     work: list[Workload] = []
     if needs_teachers(methods):
-        work.append(Workload("lone_multimodal", lab.epochs.student, trained=[MULTIMODAL]))
+        phases = lab.lone_phases(MULTIMODAL)
+        work += [Workload(phase, lab.epochs.student, trained=[MULTIMODAL]) for phase in phases]
     for method in methods.values():
         work += method.workload()
     steps = [Step("data", f"{len(data.dataset)} samples, split and featurised (done now)", prepared)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
@@ -14,6 +14,7 @@ from mst_edge.core.border import parse, read_yaml
 from mst_edge.core.errors import UserError, unknown_name
 from mst_edge.core.files import sha256_json
 
+S = TypeVar("S", bound="Section")
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -62,11 +63,17 @@ class StudentSection(NetworkSection):
     modality: str
 
 
+class TeacherSection(NetworkSection):
+    """A teacher; with ``weights``, a safetensors file, it is loaded and not trained."""
+
+    weights: Path | None = None
+
+
 class TeachersSection(Section):
     """``multimodal`` reads everything; ``cross_modal`` holds one teacher per modality that the student lacks."""
 
-    multimodal: NetworkSection = NetworkSection()
-    cross_modal: dict[str, NetworkSection] = {}
+    multimodal: TeacherSection = TeacherSection()
+    cross_modal: dict[str, TeacherSection] = {}
 
 
 class EpochsSection(Section):
@@ -89,7 +96,9 @@ class OptimizerSection(Section):
 class DistillSection(Section):
     """The method and its budget.
 
-    ``compare`` names methods trained beside it for comparison; ``options`` override the preset.
+    ``compare`` names methods trained beside it for comparison; ``options`` override the preset. ``accumulate``
+    cuts every batch into parts that are computed one after another, ``checkpoint_minutes`` is the training between
+    two checkpoints inside an epoch.
     """
 
     method: str = "mst"
@@ -98,9 +107,11 @@ class DistillSection(Section):
     compare: tuple[str, ...] = ("lone", "kd")
     epochs: EpochsSection = EpochsSection()
     batch_size: int = Field(64, ge=2)
+    accumulate: Count = 1
     optimizer: OptimizerSection = OptimizerSection()
     precision: Literal["fp32", "bf16"] = "fp32"
     class_balance: Literal["auto", "none", "weights"] = "auto"
+    checkpoint_minutes: float = Field(10.0, ge=0)
 
 
 class CalibrationSection(Section):
@@ -198,11 +209,25 @@ def load_recipe(path: Path, overrides: Sequence[str] = (), targets: Sequence[str
         _apply(raw, override)
     if targets:
         raw["targets"] = list(targets)
-    recipe = parse(Recipe, raw, where=path)
-    if recipe.dataset.path is not None and not recipe.dataset.path.is_absolute():
-        folder = (path.parent / recipe.dataset.path).resolve()
-        recipe = recipe.model_copy(update={"dataset": recipe.dataset.model_copy(update={"path": folder})})
-    return recipe
+    return _with_absolute_paths(parse(Recipe, raw, where=path), path.parent)
+
+
+def _with_absolute_paths(recipe: Recipe, beside: Path) -> Recipe:
+    """The recipe with its relative paths, which start at its file, made absolute."""
+
+    def resolved(section: S, key: str) -> S:
+        path = getattr(section, key)
+        return section if path is None else section.model_copy(update={key: (beside / path).resolve()})
+
+    teachers = recipe.teachers
+    cross_modal = {name: resolved(teacher, "weights") for name, teacher in teachers.cross_modal.items()}
+    multimodal = resolved(teachers.multimodal, "weights")
+    return recipe.model_copy(
+        update={
+            "dataset": resolved(recipe.dataset, "path"),
+            "teachers": teachers.model_copy(update={"multimodal": multimodal, "cross_modal": cross_modal}),
+        }
+    )
 
 
 def find_recipe(name: str) -> Path:

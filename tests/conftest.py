@@ -54,6 +54,18 @@ def write_arrays(
     return folder
 
 
+def write_vectors(folder: Path, *, samples: int = 240, modalities: int = 2, noise: float = 1.5) -> Path:
+    """A learnable dataset of three classes, with ``modalities`` vectors of 6 values: ``a``, ``b``, ..."""
+    rng = np.random.default_rng(0)
+    target = np.arange(samples) % 3
+    folder.mkdir(parents=True)
+    for name in "abcdefgh"[:modalities]:
+        means = rng.normal(0, 1, (3, 6))
+        np.save(folder / f"{name}.npy", (means[target] + rng.normal(0, noise, (samples, 6))).astype(np.float32))
+    np.save(folder / "target.npy", target)
+    return folder
+
+
 def write_small_recipe(path: Path, data: Path, **changes: object) -> Path:
     """A recipe that runs in seconds and has no latency goal: no timing decides a test."""
     recipe: dict[str, object] = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import zlib
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -80,7 +81,9 @@ class ContrastiveMemory(nn.Module):
         self.register_buffer("row", row, persistent=False)
 
     def forward(self, student: Tensor, teacher: Tensor, batch: Batch) -> dict[str, Tensor]:
-        rows = self.row[batch.ids.to(student.device)]
+        # Every process keeps the same memories: it sees the features of all.
+        student, teacher = batch.gather(student), batch.gather(teacher)
+        rows = self.row[batch.gather(batch.ids).to(student.device)]
         # Inside autocast the products would be rounded to bfloat16, and then exponentiated.
         with torch.autocast(student.device.type, enabled=False):
             u = functional.normalize(self.student(student), dim=1)
@@ -101,7 +104,9 @@ class ContrastiveMemory(nn.Module):
     def draw_negatives(self, rows: Tensor) -> Tensor:
         """``(B, negatives)`` rows of training samples of other classes than those in ``rows``, ``(B,)``."""
         others = self.classes[rows][:, None] != self.classes
-        return torch.multinomial(others.float(), self._options.negatives, replacement=True)
+        # Seeded by the batch, whose order the session's seed decides: every process draws the same.
+        generator = torch.Generator(rows.device).manual_seed(zlib.crc32(rows.cpu().numpy().tobytes()))
+        return torch.multinomial(others.float(), self._options.negatives, replacement=True, generator=generator)
 
     def _scores(self, anchors: Tensor, memory: Tensor, chosen: Tensor) -> Tensor:
         """``(B, 1 + negatives)`` exponentiated similarities of anchors ``(B, d)`` with rows of a memory."""

@@ -41,7 +41,8 @@ class MultiLevelLogits(SingleTeacher):
 
     def loss(self, student: Tensor, teachers: Mapping[str, Tensor], batch: Batch, epoch: int) -> dict[str, Tensor]:
         options, task, teacher = self.options, self.lab.task, teachers[self.teacher]
-        levels = [correlations(student, teacher, temperature) for temperature in options.temperatures]
+        students, taught = batch.gather(student), batch.gather(teacher)
+        levels = [correlations(students, taught, temperature) for temperature in options.temperatures]
         losses = {
             "task": task.loss(student, batch.target),
             "instance": torch.stack([task.kd(student, teacher, t) for t in options.temperatures]).sum(),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -59,14 +59,21 @@ class MstDistill(Method):
         # Each mask runs its whole teacher forward, and the part above the mask backward.
         masked = [name for name, layers in self._layers.items() for _ in range(2 * len(layers))]
         return [
-            Workload("mst_collaborate", epochs.collaborate, trained=["student", *self._layers]),
+            Workload("mst_collaborate", epochs.collaborate, trained=["student", *self._learning()]),
             *([Workload("mst_masks", epochs.masks, forward=masked)] if masked else []),
             Workload("mst", epochs.distill, trained=["student"]),
         ]
 
+    def _learning(self) -> list[str]:
+        """Teachers that are not trained yet."""
+        return [name for name in self._layers if name not in self.lab.pretrained]
+
     def train(self) -> Model:
-        student = self.lab.new_student()
-        teachers = {name: self.lab.new_teacher(name) for name in self._layers}
+        student, learning = self.lab.new_student(), self._learning()
+        teachers = {
+            name: self.lab.new_teacher(name) if name in learning else self.lab.trained_teacher(name)
+            for name in self._layers
+        }
         self._collaborate(student, teachers)
         for teacher in teachers.values():
             freeze(teacher)
@@ -87,18 +94,28 @@ class MstDistill(Method):
         return self.lab.cached_logits(f"mst_{teacher.name}", teacher, teacher.reads)
 
     def _collaborate(self, student: Model, teachers: Mapping[str, Model]) -> None:
-        """Stage 1: every network minimises its task loss plus distillation from each of the others."""
-        options, task = self.options, self.lab.task
-        models = {"student": student, **teachers}
+        """Stage 1: every network minimises its task loss plus distillation from each of the others.
+
+        Teachers that come trained stay as they are: the others learn from what they say.
+        """
+        options, task, lab = self.options, self.lab.task, self.lab
+        learning = {name: teachers[name] for name in self._learning()}
+        models = {"student": student, **learning}
+        tables = {
+            name: lab.cached_logits(f"mst_pretrained_{name}", teacher, teacher.reads)
+            for name, teacher in teachers.items()
+            if name not in learning
+        }
 
         def step(batch: Batch, _epoch: int) -> dict[str, Tensor]:
             logits = {name: model(batch.inputs) for name, model in models.items()}
             losses = {f"task_{name}": task.loss(z, batch.target) for name, z in logits.items()}
             targets = logits if options.mutual == "both" else {name: z.detach() for name, z in logits.items()}
+            told = {name: table[batch.ids].to(lab.session.device) for name, table in tables.items()}
             mutual = [
-                task.kd(learner, targets[other], options.temperature)
+                task.kd(learner, said, options.temperature)
                 for name, learner in logits.items()
-                for other in models
+                for other, said in {**targets, **told}.items()
                 if other != name
             ]
             losses["mutual"] = torch.stack(mutual).sum()
@@ -107,12 +124,12 @@ class MstDistill(Method):
 
         def validate() -> dict[str, float]:
             metrics = self.lab.validate(student)
-            for name, teacher in teachers.items():
+            for name, teacher in learning.items():
                 metrics |= self.lab.validate(teacher, f"val_{name}")
             return metrics
 
         best = (
-            {name: (f"val_{name}_error", f"val_{name}_loss") for name in teachers}
+            {name: (f"val_{name}_error", f"val_{name}_loss") for name in learning}
             if options.teacher_weights == "best"
             else {}
         )
@@ -126,7 +143,7 @@ class MstDistill(Method):
                 optimizers=[
                     # The student goes on learning in stage 3: one schedule over both stages.
                     optimizer.build([student.module], span=(0.0, self.lab.epochs.share_of_collaboration)),
-                    optimizer.build([teacher.module for teacher in teachers.values()]),
+                    *([optimizer.build([teacher.module for teacher in learning.values()])] if learning else []),
                 ],
                 step=step,
                 validate=validate,
@@ -137,6 +154,7 @@ class MstDistill(Method):
 
     def _specialise(self, student: Model, teachers: Mapping[str, Model]) -> list[SpecialisedTeacher]:
         """Stage 2: each mask moves its teacher toward what the student can express."""
+        torch.manual_seed(self.lab.session.seed_for("masks"))
         specialised = [
             make_specialised(teacher, layer, self.options.mask, self.lab.store.shapes, f"{WHERE}.layers")
             for name, teacher in teachers.items()
@@ -203,7 +221,7 @@ class MstDistill(Method):
         def step(batch: Batch, epoch: int) -> dict[str, Tensor]:
             z = student(batch.inputs)
             teachers = tables[batch.ids].to(z.device)
-            losses = self._routed(z, teachers, router, batch.target, epoch)
+            losses = self._routed(z, teachers, router, batch.target, epoch, batch.gather)
             losses["task"] = lab.task.loss(z, batch.target)
             losses["loss"] = losses["loss"] + options.task_weight * losses["task"]
             return losses
@@ -229,11 +247,20 @@ class MstDistill(Method):
         kinds = {"linear": LinearRouter, "evidence": EvidenceRouter, "mean": UniformRouter}
         return kinds[self.options.router](self.lab.task.num_outputs, teachers)
 
-    def _routed(self, z: Tensor, teachers: Tensor, router: nn.Module, target: Tensor, epoch: int) -> dict[str, Tensor]:
+    def _routed(
+        self,
+        z: Tensor,
+        teachers: Tensor,
+        router: nn.Module,
+        target: Tensor,
+        epoch: int,
+        gather: Callable[[Tensor], Tensor] = lambda weights: weights,
+    ) -> dict[str, Tensor]:
         """Distillation from the selected teachers, and what the router learns from; ``loss`` sums them.
 
         Args:
             z: ``(B, C)`` student logits. teachers: ``(B, W, C)``. target: ``(B,)``.
+            gather: weights of a process's samples to those of the whole batch, for the balance among teachers.
         """
         options, task = self.options, self.lab.task
         weights = router(z, teachers)
@@ -241,7 +268,7 @@ class MstDistill(Method):
         divergence = torch.stack(
             [task.sample_kd(z, teachers[:, i], options.temperature) for i in range(teachers.shape[1])], dim=1
         ).gather(1, chosen)
-        losses = {"balance": balance_loss(weights)}
+        losses = {"balance": balance_loss(gather(weights))}
         if options.router != "evidence":
             kd = divergence.mean()
         else:

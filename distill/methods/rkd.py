@@ -53,7 +53,7 @@ class Relations(nn.Module):
         self._angle_samples = angle_samples
 
     def forward(self, student: Tensor, teacher: Tensor, batch: Batch) -> dict[str, Tensor]:
-        some = self._angle_samples
+        student, teacher, some = batch.gather(student), batch.gather(teacher), self._angle_samples
         return {
             "distance": functional.smooth_l1_loss(distances(student), distances(teacher)),
             "angle": functional.smooth_l1_loss(angles(student[:some]), angles(teacher[:some])),

@@ -66,7 +66,8 @@ class SingleTeacher(Method):
         """The lone training of the chosen teacher; none for the multimodal one, which every run trains."""
         if self.teacher == MULTIMODAL:
             return []
-        return [Workload(f"lone_{self.teacher}", self.lab.epochs.student, trained=[self.teacher])]
+        phases = self.lab.lone_phases(self.teacher)
+        return [Workload(phase, self.lab.epochs.student, trained=[self.teacher]) for phase in phases]
 
     def weighted(self, losses: dict[str, Tensor]) -> dict[str, Tensor]:
         """Adds ``loss``: the sum of all losses, each times the option ``<its name>_weight``."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +17,7 @@ from distill import frontends as frontends_module
 from distill.datasets.builder import cache_root
 from distill.datasets.spec import Dataset
 from distill.frontends import Frontend
+from distill.training.parallel import ALONE, Processes, gather_rows
 from mst_edge.core.files import atomic_path, sha256_file, sha256_json
 
 _BLOCK = 256
@@ -24,11 +25,31 @@ _BLOCK = 256
 
 @dataclass(frozen=True)
 class Batch:
-    """Some samples: ``ids`` ``(B,)``, features by modality ``(B, *shape)``, ``target`` ``(B,)``."""
+    """Some samples: ``ids`` ``(B,)``, features by modality ``(B, *shape)``, ``target`` ``(B,)``.
+
+    In training it may be one part of the batch that the optimiser sees: the rest is computed by other processes,
+    or after it.
+
+    Attributes:
+        weight: share of the part in the gradient, times the number of processes it is shared out over.
+        rows: samples of each process, where the part is shared out.
+        ends_step: whether the optimiser steps after this part.
+    """
 
     ids: Tensor
     inputs: Mapping[str, Tensor]
     target: Tensor
+    weight: float = 1.0
+    rows: tuple[int, ...] = ()
+    ends_step: bool = True
+
+    def gather(self, values: Tensor) -> Tensor:
+        """``(B, ...)`` of this process's samples to that of all processes' samples, in the batch's order.
+
+        For losses that compare samples of a batch with one another; a mean over samples needs no gathering.
+        Gradients flow back to every process.
+        """
+        return gather_rows(values, self.rows) if self.rows else values
 
 
 class FeatureStore:
@@ -61,21 +82,48 @@ class FeatureStore:
         return Batch(index, inputs, self._target[index].to(device))
 
     def shuffled(
-        self, split: str, batch_size: int, seed: Sequence[int], modalities: Sequence[str], device: torch.device
+        self,
+        split: str,
+        batch_size: int,
+        seed: Sequence[int],
+        modalities: Sequence[str],
+        device: torch.device,
+        *,
+        processes: Processes = ALONE,
+        accumulate: int = 1,
+        skip: int = 0,
     ) -> Iterator[Batch]:
-        """One epoch in an order that ``seed`` decides; a last batch of one sample joins the one before."""
+        """One epoch in an order that ``seed`` decides; a last batch of one sample joins the one before.
+
+        The order is the same for any number of processes; each gets its own parts of every batch.
+
+        Args:
+            accumulate: parts that follow one another in each batch.
+            skip: whole batches to leave out at the beginning.
+        """
         order = np.random.default_rng(seed).permutation(self.splits[split])
         starts = list(range(0, len(order), batch_size))
         if len(starts) > 1 and len(order) - starts[-1] == 1:
             starts.pop()  # batch norm cannot learn from one sample
-        for start, end in zip(starts, [*starts[1:], len(order)], strict=True):
-            yield self.gather(order[start:end], modalities, device)
+        for start, end in list(zip(starts, [*starts[1:], len(order)], strict=True))[skip:]:
+            for part in processes.parts(start, end, accumulate):
+                batch = self.gather(order[part.start : part.end], modalities, device)
+                yield replace(batch, weight=part.weight, rows=part.rows, ends_step=part.ends_step)
 
-    def in_order(self, split: str, batch_size: int, modalities: Sequence[str], device: torch.device) -> Iterator[Batch]:
-        """All samples of a split, in the order of its ids."""
+    def in_order(
+        self,
+        split: str,
+        batch_size: int,
+        modalities: Sequence[str],
+        device: torch.device,
+        *,
+        processes: Processes = ALONE,
+    ) -> Iterator[Batch]:
+        """All samples of a split, in the order of its ids; of each batch, every process gets its own rows."""
         ids = self.splits[split]
         for start in range(0, len(ids), batch_size):
-            yield self.gather(ids[start : start + batch_size], modalities, device)
+            for part in processes.parts(start, min(start + batch_size, len(ids)), 1):
+                yield replace(self.gather(ids[part.start : part.end], modalities, device), rows=part.rows)
 
 
 def _features(dataset: Dataset, train: NDArray[np.int64], name: str, frontend: Frontend) -> NDArray[np.float32]:
@@ -85,7 +133,7 @@ def _features(dataset: Dataset, train: NDArray[np.int64], name: str, frontend: F
     """
     constants = hashlib.sha256()
     for key, value in sorted(frontend.state_dict().items()):
-        if key not in ("scale", "shift"):
+        if frontend.pinned or key not in ("scale", "shift"):
             constants.update(key.encode() + value.numpy().tobytes())
     depends_on: dict[str, object] = {
         "data": dataset.fingerprint,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import time
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -23,6 +24,7 @@ from distill.training.checkpoint import (
     save_tensors,
 )
 from distill.training.features import Batch, FeatureStore
+from distill.training.parallel import ALONE, Processes, SharedStatistics
 from distill.training.schedules import ScheduledOptimizer
 from mst_edge.core.errors import UserError
 from mst_edge.core.files import read_json, write_json
@@ -56,7 +58,11 @@ class Session:
     Attributes:
         folder: where phases keep their state.
         seed: of initialisation, shuffling and dropout; the data split has its own.
+        batch_size: samples per step of the optimiser, over all processes and parts.
         bf16: autocast matrix products and convolutions to bfloat16.
+        processes: who trains together; all of them see the same ``folder``, the first one writes.
+        accumulate: parts that a batch is cut into, computed one after another, to save memory.
+        checkpoint_minutes: training between two checkpoints inside an epoch; every epoch ends with one.
     """
 
     folder: Path
@@ -65,6 +71,9 @@ class Session:
     batch_size: int
     bf16: bool = False
     reporter: Reporter = field(default_factory=Silent)
+    processes: Processes = ALONE
+    accumulate: int = 1
+    checkpoint_minutes: float = 10.0
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
         """The context that forward passes run in."""
@@ -73,6 +82,14 @@ class Session:
     def seed_for(self, *names: object) -> int:
         """A seed that depends on the session's seed and on ``names``, and on nothing else."""
         return zlib.crc32(repr((self.seed, *names)).encode())
+
+    def seed_noise(self, *names: object) -> None:
+        """Seeds dropout and its like by ``names``, in every process differently."""
+        seed = self.seed_for(*names, *([self.processes.rank] if self.processes.rank else []))
+        # Not torch.manual_seed: without CUDA it takes a hundred times as long, which shows in every step.
+        torch.default_generator.manual_seed(seed)
+        if self.device.type == "cuda":
+            torch.cuda.manual_seed(seed)
 
 
 @dataclass
@@ -109,8 +126,9 @@ def is_finished(folder: Path) -> bool:
 def run_phase(phase: Phase, store: FeatureStore, session: Session) -> History:
     """Trains, or continues, or loads what an earlier call finished; leaves the kept weights in the modules.
 
-    Every epoch is seeded by itself and ends with a checkpoint, so a run that was killed at any moment
-    ends with the same weights as one that was not (bit for bit on CPU).
+    Every step is seeded by itself, and a checkpoint says which step is next, so a run that was killed at any
+    moment ends with the same weights as one that was not (bit for bit on CPU), also with another number of
+    processes (up to the rounding of sums, and without dropout).
 
     Returns:
         One dict of scalars per epoch.
@@ -128,24 +146,21 @@ def run_phase(phase: Phase, store: FeatureStore, session: Session) -> History:
         history: History = read_json(folder / "history.json")
         session.reporter.begin(phase.name, phase.epochs, phase.epochs)
         return history
-    progress = _Progress()
-    if checkpoint.exists():
-        progress = _restore(phase, checkpoint)
-    base_rates = [[group["lr"] for group in chosen.optimizer.param_groups] for chosen in phase.optimizers]
+    progress = _restore(phase, checkpoint) if checkpoint.exists() else _Progress()
+    training = _Training(phase, store, session, progress, checkpoint)
     session.reporter.begin(phase.name, phase.epochs, len(progress.history))
     for epoch in range(len(progress.history), phase.epochs):
-        for chosen, rates in zip(phase.optimizers, base_rates, strict=True):
-            for group, rate in zip(chosen.optimizer.param_groups, rates, strict=True):
-                group["lr"] = rate * chosen.factor(epoch / phase.epochs)
-        scalars = _train_epoch(phase, store, session, epoch) | dict(phase.validate())
+        scalars = training.epoch(epoch) | session.processes.agree(phase.validate())
         progress.add(phase, scalars)
-        _save(phase, progress, checkpoint)
+        training.save()
         session.reporter.epoch(phase.name, epoch, scalars)
     for name, (_, state) in progress.best.items():
         phase.modules[name].load_state_dict(state)
-    write_json(folder / "history.json", progress.history)
-    save_tensors(final, {name: copy_state(module) for name, module in phase.modules.items()}, {})
-    checkpoint.unlink(missing_ok=True)
+    if session.processes.first:
+        write_json(folder / "history.json", progress.history)
+        save_tensors(final, {name: copy_state(module) for name, module in phase.modules.items()}, {})
+        checkpoint.unlink(missing_ok=True)
+    session.processes.wait()  # whoever asks for this phase again must find it finished
     for module in phase.modules.values():
         module.eval()
     return progress.history
@@ -153,8 +168,25 @@ def run_phase(phase: Phase, store: FeatureStore, session: Session) -> History:
 
 @dataclass
 class _Progress:
+    """What is behind: whole epochs, and of the next one ``steps`` with the sums of their losses."""
+
     history: History = field(default_factory=list)
     best: dict[str, tuple[list[float], State]] = field(default_factory=dict)
+    steps: int = 0
+    samples: int = 0
+    totals: dict[str, float] = field(default_factory=dict)
+
+    def count(self, losses: Mapping[str, float], samples: int) -> None:
+        """One more step."""
+        self.steps, self.samples = self.steps + 1, self.samples + samples
+        for name, value in losses.items():
+            self.totals[name] = self.totals.get(name, 0.0) + value * samples
+
+    def end_epoch(self) -> dict[str, float]:
+        """Mean losses of the epoch."""
+        means = {name: total / self.samples for name, total in self.totals.items()}
+        self.steps, self.samples, self.totals = 0, 0, {}
+        return means
 
     def add(self, phase: Phase, scalars: dict[str, float]) -> None:
         self.history.append(scalars)
@@ -164,41 +196,96 @@ class _Progress:
                 self.best[name] = (score, copy_state(phase.modules[name]))
 
 
-def _train_epoch(phase: Phase, store: FeatureStore, session: Session, epoch: int) -> dict[str, float]:
-    torch.manual_seed(session.seed_for(phase.name, epoch, "noise"))
-    for module in phase.modules.values():
-        module.train()
-    totals: dict[str, float] = {}
-    count = 0
-    seed = [session.seed_for(phase.name, "order"), epoch]
-    for batch in store.shuffled("train", session.batch_size, seed, phase.reads, session.device):
-        with session.autocast():
-            losses = phase.step(batch, epoch)
-        for chosen in phase.optimizers:
-            chosen.optimizer.zero_grad(set_to_none=True)
-        losses["loss"].backward()  # type: ignore[no-untyped-call]
-        for chosen in phase.optimizers:
-            chosen.optimizer.step()
-        size = len(batch.ids)
-        count += size
+class _Training:
+    """Steps, epochs and checkpoints of one phase."""
+
+    def __init__(
+        self, phase: Phase, store: FeatureStore, session: Session, progress: _Progress, checkpoint: Path
+    ) -> None:
+        self._phase, self._store, self._session = phase, store, session
+        self._progress, self._checkpoint = progress, checkpoint
+        self._rates = [[group["lr"] for group in chosen.optimizer.param_groups] for chosen in phase.optimizers]
+        self._parameters = [
+            parameter
+            for chosen in phase.optimizers
+            for group in chosen.optimizer.param_groups
+            for parameter in group["params"]
+        ]
+        self._losses: dict[str, Tensor] = {}
+        self._samples = 0
+        self._saved = time.monotonic()
+
+    def epoch(self, epoch: int) -> dict[str, float]:
+        """Trains what is left of an epoch; mean losses over all of it."""
+        phase, session = self._phase, self._session
+        for chosen, rates in zip(phase.optimizers, self._rates, strict=True):
+            for group, rate in zip(chosen.optimizer.param_groups, rates, strict=True):
+                group["lr"] = rate * chosen.factor(epoch / phase.epochs)
+        for module in phase.modules.values():
+            module.train()
+        batches = self._store.shuffled(
+            "train",
+            session.batch_size,
+            [session.seed_for(phase.name, "order"), epoch],
+            phase.reads,
+            session.device,
+            processes=session.processes,
+            accumulate=session.accumulate,
+            skip=self._progress.steps,
+        )
+        for batch in batches:
+            if not self._samples:
+                session.seed_noise(phase.name, epoch, self._progress.steps, "noise")
+            self._backward(batch, epoch)
+            if batch.ends_step:
+                self._step(epoch)
+        for module in phase.modules.values():
+            module.eval()
+        return self._progress.end_epoch()
+
+    def _backward(self, batch: Batch, epoch: int) -> None:
+        """Adds one part of a batch to the gradients."""
+        shared = SharedStatistics() if batch.rows else contextlib.nullcontext()
+        with self._session.autocast(), shared:
+            losses = self._phase.step(batch, epoch)
+        (losses["loss"] * batch.weight).backward()  # type: ignore[no-untyped-call]
         for name, value in losses.items():
-            totals[name] = totals.get(name, 0.0) + float(value.detach()) * size
-        if not math.isfinite(totals["loss"]):
+            self._losses[name] = self._losses.get(name, 0.0) + value.detach().float() * batch.weight
+        self._samples += sum(batch.rows) or len(batch.ids)
+
+    def _step(self, epoch: int) -> None:
+        """One step of every optimiser, once the whole batch is in the gradients."""
+        mine = torch.stack(list(self._losses.values()))
+        losses = self._session.processes.average(self._parameters, mine).tolist()
+        for chosen in self._phase.optimizers:
+            chosen.optimizer.step()
+            chosen.optimizer.zero_grad(set_to_none=True)
+        self._progress.count(dict(zip(self._losses, losses, strict=True)), self._samples)
+        self._losses, self._samples = {}, 0
+        if not math.isfinite(self._progress.totals["loss"]):
             raise UserError(
-                f"the loss is no longer finite in phase {phase.name}, epoch {epoch + 1}",
+                f"the loss is no longer finite in phase {self._phase.name}, epoch {epoch + 1}",
                 where="distill.optimizer.lr",
                 fix="lower the learning rate, or look for extreme values in the data",
             )
-    for module in phase.modules.values():
-        module.eval()
-    return {name: total / count for name, total in totals.items()}
+        if time.monotonic() - self._saved >= 60 * self._session.checkpoint_minutes:
+            self.save()
+
+    def save(self) -> None:
+        """Writes a checkpoint, from which any number of processes may go on."""
+        if self._session.processes.first:
+            _save(self._phase, self._progress, self._checkpoint)
+        self._saved = time.monotonic()
 
 
 def _save(phase: Phase, progress: _Progress, path: Path) -> None:
     groups = {f"module.{name}": copy_state(module) for name, module in phase.modules.items()}
     groups |= {f"optimizer.{i}": optimizer_state(chosen.optimizer) for i, chosen in enumerate(phase.optimizers)}
     groups |= {f"best.{name}": state for name, (_, state) in progress.best.items()}
-    facts = {"history": progress.history, "best": {name: value for name, (value, _) in progress.best.items()}}
+    facts = {
+        **{name: getattr(progress, name) for name in ("history", "steps", "samples", "totals")},
+        "best": {name: value for name, (value, _) in progress.best.items()},
+    }
     save_tensors(path, groups, facts)
 
 
@@ -208,7 +295,7 @@ def _restore(phase: Phase, path: Path) -> _Progress:
     for number, chosen in enumerate(phase.optimizers):
         restore_optimizer(chosen.optimizer, groups.get(f"optimizer.{number}", {}))
     best = {name: (value, groups[f"best.{name}"]) for name, value in facts["best"].items()}
-    return _Progress(facts["history"], best)
+    return _Progress(**{**facts, "best": best})
 
 
 def _load(phase: Phase, groups: Mapping[str, State]) -> None:
@@ -219,12 +306,13 @@ def _load(phase: Phase, groups: Mapping[str, State]) -> None:
 
 @torch.inference_mode()
 def predict(model: Model, store: FeatureStore, split: str, session: Session) -> Tensor:
-    """``(samples, outputs)`` float32 logits over a split, in the order of its ids, on the CPU."""
+    """``(samples, outputs)`` float32 logits over a split, in the order of its ids, on the CPU of every process."""
     return torch.cat(list(_logits(model, store, split, session)))
 
 
 def _logits(model: Model, store: FeatureStore, split: str, session: Session) -> Iterator[Tensor]:
     model.module.to(session.device).eval()
-    for batch in store.in_order(split, EVAL_BATCH, model.reads, session.device):
+    for batch in store.in_order(split, EVAL_BATCH, model.reads, session.device, processes=session.processes):
         with session.autocast():
-            yield model(batch.inputs).float().cpu()
+            own = model(batch.inputs).float().cpu()
+        yield batch.gather(own)

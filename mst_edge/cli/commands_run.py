@@ -117,16 +117,24 @@ def read_recipe(
 def _run(
     recipe: Recipe, out: Path | None, root: Path | None, device: str, until: str, *, resume: bool, as_json: bool
 ) -> None:
+    from distill.training.parallel import connect, launched
     from mst_edge.cli.console import ConsoleWatcher
     from mst_edge.pipeline import RunOptions, run_recipe
     from mst_edge.report.table import print_result
     from mst_edge.run_folder import open_run
+    from mst_edge.stages.distill import pick_device
 
+    if out is None and launched() > 1:
+        raise UserError("several processes need to be told their common folder", where="--out", fix="add --out FOLDER")
+    processes = connect(pick_device(device))
     folder = out or Path("runs") / f"{recipe.name}-{datetime.now():%Y%m%d-%H%M%S}"
     store = open_run(folder, recipe, resume=resume)
     _current_run.append(folder)
-    with ConsoleWatcher(store.path / "tensorboard", quiet=as_json) as watcher:
-        result = run_recipe(recipe, store, RunOptions(root, device, until), watcher)
+    scalars = store.path / "tensorboard" if processes.first else None
+    with ConsoleWatcher(scalars, quiet=as_json or not processes.first) as watcher:
+        result = run_recipe(recipe, store, RunOptions(root, device, until, processes), watcher)
+    if not processes.first:
+        return
     if as_json:
         typer.echo(json.dumps(result))
     else:
@@ -148,6 +156,9 @@ def compare(
     seeds: Annotated[
         str, typer.Option("--seeds", metavar="0,1,...", help="Each is a new split and a new initialisation.")
     ] = "0,1,2",
+    vary: Annotated[
+        str, typer.Option("--vary", help="What a seed changes: both, or initialisation or split alone.")
+    ] = "both",
     ablations: Annotated[
         bool, typer.Option("--ablations", help="Add rows for MST-Distill with one part left out each.")
     ] = False,
@@ -163,14 +174,21 @@ def compare(
     parsed, root = read_recipe(recipe, set_, data_root, device)
     from rich.console import Console
 
-    from mst_edge.compare.comparison import CompareOptions, parse_seeds
+    from distill.training.parallel import launched
+    from mst_edge.compare.comparison import CompareOptions, parse_seeds, parse_vary
     from mst_edge.compare.comparison import compare as run_comparison
     from mst_edge.report.comparison import print_comparison
 
+    if launched() > 1:
+        raise UserError(
+            "trains one network after another, each in a process of its own",
+            where="compare",
+            fix="start it without a launcher; run and distill take several processes",
+        )
     folder = out or Path("runs") / f"{parsed.name}-compare"
     _current_run.append(folder)
     console = Console(stderr=True, quiet=json_)
-    options = CompareOptions(methods, parse_seeds(seeds), ablations, root, device, quiet=json_)
+    options = CompareOptions(methods, parse_seeds(seeds), parse_vary(vary), ablations, root, device, quiet=json_)
     record = run_comparison(parsed, folder, options, console.print)
     if json_:
         typer.echo(json.dumps(record))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,9 +13,9 @@ from typing import Any
 from distill.lab import MULTIMODAL
 from distill.training.phase import Silent
 from mst_edge.compare.contenders import LONE, Contender, choose, teacher
-from mst_edge.compare.summary import summarise
+from mst_edge.compare.summary import VARY, Vary, summarise
 from mst_edge.compare.trial import Request, Trial
-from mst_edge.core.errors import UserError
+from mst_edge.core.errors import UserError, unknown_name
 from mst_edge.core.files import read_json, remove_leftovers, require_unused, write_json
 from mst_edge.core.provenance import provenance
 from mst_edge.recipe import Recipe, require_same
@@ -32,11 +32,13 @@ class CompareOptions:
 
     Attributes:
         methods: as the user wrote them; None for the recipe's.
+        vary: what a seed changes; the other seed stays the recipe's.
         quiet: show no progress.
     """
 
     methods: str | None
     seeds: tuple[int, ...]
+    vary: Vary
     ablations: bool
     data_root: Path | None
     device: str
@@ -62,6 +64,18 @@ def parse_seeds(said: str) -> tuple[int, ...]:
     return seeds
 
 
+def parse_vary(said: str) -> Vary:
+    """What a seed changes.
+
+    Raises:
+        UserError: an unknown word.
+    """
+    for known in VARY:
+        if said == known:
+            return known
+    raise unknown_name("choice", said, VARY, where="--vary")
+
+
 def compare(recipe: Recipe, out: Path, options: CompareOptions, say: Callable[[str], None]) -> dict[str, Any]:
     """Trains what is not trained yet; writes compare.csv, .md, .svg and .json into ``out`` and returns the last.
 
@@ -70,20 +84,25 @@ def compare(recipe: Recipe, out: Path, options: CompareOptions, say: Callable[[s
         TrialError: a trial ended without a result.
     """
     device = pick_device(options.device)
-    first = _seeded(recipe, options.seeds[0])
+    first = seeded(recipe, options.seeds[0], options.vary)
     lab = make_lab(first, prepare(first, options.data_root), out, device, Silent())
     students = choose(options.methods, recipe, lab, with_ablations=options.ablations)
-    _begin(out, recipe, device.type)
+    _begin(out, {"recipe": recipe.to_dict(), "device": device.type, "vary": options.vary}, recipe)
     known = list(lab.teachers)
     del lab  # the processes that train need the memory more
-    results = [_Seed(_seeded(recipe, seed), out, options, say).train(students) for seed in options.seeds]
+    results = [_Seed(recipe, seed, out, options, say).train(students) for seed in options.seeds]
     teachers = [row for row in map(teacher, known) if row.label in results[0]]
     record = {
         "name": recipe.name,
         "recipe": recipe.to_dict(),
         "device": device.type,
-        **summarise(recipe, options.seeds, [*teachers, *students], results),
-        "trials": [trial.record for trials in results for trial in trials.values()],
+        "vary": options.vary,
+        **summarise(recipe, options.seeds, options.vary, [*teachers, *students], results),
+        "trials": [
+            {**trial.record, "seed": seed}
+            for seed, trials in zip(options.seeds, results, strict=True)
+            for trial in trials.values()
+        ],
         "provenance": provenance(
             recipe_sha256=recipe.sha256(),
             data_sha256={str(s): t[LONE].record["data_sha256"] for s, t in zip(options.seeds, results, strict=True)},
@@ -94,36 +113,44 @@ def compare(recipe: Recipe, out: Path, options: CompareOptions, say: Callable[[s
     return record
 
 
-def _seeded(recipe: Recipe, seed: int) -> Recipe:
-    """The recipe on one seed: another initialisation and another split."""
-    split = recipe.dataset.split.model_copy(update={"seed": seed})
-    return recipe.model_copy(update={"seed": seed, "dataset": recipe.dataset.model_copy(update={"split": split})})
+def seeded(recipe: Recipe, seed: int, vary: Vary) -> Recipe:
+    """The recipe on one seed: another initialisation, another split, or both."""
+    if vary != "split":
+        recipe = recipe.model_copy(update={"seed": seed})
+    if vary != "initialisation":
+        split = recipe.dataset.split.model_copy(update={"seed": seed})
+        recipe = recipe.model_copy(update={"dataset": recipe.dataset.model_copy(update={"split": split})})
+    return recipe
 
 
-def _begin(out: Path, recipe: Recipe, device: str) -> None:
-    """Opens a new folder, or an earlier one of the same recipe on the same device."""
+def _begin(out: Path, settings: Mapping[str, Any], recipe: Recipe) -> None:
+    """Opens a new folder, or an earlier one of the same recipe on the same device, where seeds meant the same."""
     file = out / _SETTINGS
     if file.is_file():
         earlier = read_json(file)
         require_same(recipe, earlier["recipe"], out)
-        if earlier["device"] != device:
-            raise UserError(
-                f"the comparison was begun on {earlier['device']}, not on {device}",
-                where=out,
-                fix=f"use --device {earlier['device']}, or another --out",
-            )
+        for flag in ("device", "vary"):
+            if earlier[flag] != settings[flag]:
+                raise UserError(
+                    f"the comparison was begun with --{flag} {earlier[flag]}, not {settings[flag]}",
+                    where=out,
+                    fix=f"use --{flag} {earlier[flag]}, or another --out",
+                )
         remove_leftovers(out)
         return
     require_unused(out, "comparison")
-    write_json(file, {"recipe": recipe.to_dict(), "device": device})
+    write_json(file, settings)
 
 
 class _Seed:
     """All trials of one seed: same split, same features, same initial student, same teachers."""
 
-    def __init__(self, recipe: Recipe, out: Path, options: CompareOptions, say: Callable[[str], None]) -> None:
-        self._recipe, self._options, self._say = recipe, options, say
-        self._folder = out / "seeds" / str(recipe.seed)
+    def __init__(
+        self, recipe: Recipe, seed: int, out: Path, options: CompareOptions, say: Callable[[str], None]
+    ) -> None:
+        self._recipe, self._seed = seeded(recipe, seed, options.vary), seed
+        self._options, self._say = options, say
+        self._folder = out / "seeds" / str(seed)
 
     def train(self, students: Sequence[Contender]) -> dict[str, Trial]:
         """Trials by label.
@@ -164,7 +191,7 @@ class _Seed:
             self._options.device,
             self._options.quiet,
         )
-        title = f"[bold]seed {self._recipe.seed}: {contender.label}[/bold]"
+        title = f"[bold]seed {self._seed}: {contender.label}[/bold]"
         earlier = request.finished()
         if earlier is not None:
             self._say(f"{title} done already")
@@ -186,7 +213,7 @@ def _run(request: Request) -> dict[str, Any]:
         said = process.stdout.read()
     if process.returncode or not said:
         raise TrialError(
-            f"the process that trained {request.contender.label} on seed {request.recipe['seed']} ended with code "
+            f"the process that trained {request.contender.label} on seed {request.folder.name} ended with code "
             f"{process.returncode} (-9 is mostly too little memory); the same command continues"
         )
     answer: dict[str, Any] = json.loads(said)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal, get_args
 
 from mst_edge.compare.contenders import LONE, Contender
 from mst_edge.compare.intervals import accuracy_over_seeds, gain_over_seeds
@@ -13,18 +13,25 @@ from mst_edge.core.stats import Interval
 from mst_edge.recipe import Recipe
 
 METRIC = "accuracy"
+Vary = Literal["both", "initialisation", "split"]
+VARY: tuple[Vary, ...] = get_args(Vary)
 
 
 def summarise(
-    recipe: Recipe, seeds: Sequence[int], rows: Sequence[Contender], results: Sequence[Mapping[str, Trial]]
+    recipe: Recipe,
+    seeds: Sequence[int],
+    vary: Vary,
+    rows: Sequence[Contender],
+    results: Sequence[Mapping[str, Trial]],
 ) -> dict[str, Any]:
     """One row per contender, and the verdict on the recipe's method.
 
     Args:
+        vary: what a seed changed.
         results: per seed, trials by label.
     """
     samples = results[0][LONE].record["samples"]
-    overlap = samples["test"] / samples["train"]
+    overlap = None if vary == "initialisation" else samples["test"] / samples["train"]
     students = [row.label for row in rows if row.role == "student"]
     ranks = _mean_ranks(students, results)
     summary = [_row(row, results, ranks, overlap) for row in rows]
@@ -39,12 +46,12 @@ def summarise(
         "best": [row["label"] for row in summary if row["role"] == "student" and row["mean"] == best],
         "rows": summary,
         "verdict": next((_verdict(row, seeds) for row in summary if row["label"] == judged), None),
-        "interval": _how(len(seeds)),
+        "interval": _how(len(seeds), vary),
     }
 
 
 def _row(
-    contender: Contender, results: Sequence[Mapping[str, Trial]], ranks: Mapping[str, float], overlap: float
+    contender: Contender, results: Sequence[Mapping[str, Trial]], ranks: Mapping[str, float], overlap: float | None
 ) -> dict[str, Any]:
     mine = [trials[contender.label] for trials in results]
     values = [trial.record["test"][METRIC] for trial in mine]
@@ -94,10 +101,12 @@ def _verdict(row: Mapping[str, Any], seeds: Sequence[int]) -> dict[str, Any]:
     return {"label": row["label"], "relation": said, "text": text}
 
 
-def _how(seeds: int) -> str:
+def _how(seeds: int, vary: Vary) -> str:
     paired = "adjusted Wald for paired samples (Bonett and Price 2012)"
     if seeds == 1:
         return paired
+    if vary == "initialisation":
+        return f"the wider of: t over seeds; {paired}, mean over seeds, which share one test split"
     return f"the wider of: corrected t over seeds (Nadeau and Bengio 2003); {paired}, all seeds"
 
 

@@ -47,6 +47,8 @@ def print_comparison(record: Record, out: Path, console: Console | None = None) 
 
 def _title(record: Record) -> str:
     seeds = ", ".join(str(seed) for seed in record["seeds"])
+    if record["vary"] != "both":
+        seeds += f" of {record['vary']} alone"
     return f"{record['name']}: {record['epochs']} epochs, {record['samples']['test']} test samples, seeds {seeds}"
 
 

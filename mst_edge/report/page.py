@@ -100,6 +100,8 @@ def _curves(result: Mapping[str, Any], histories: Mapping[str, Sequence[Mapping[
     series: dict[str, list[tuple[int, float]]] = {}
     styles: dict[str, int] = {}
     for row, style in zip(distill["models"], _styles(distill), strict=True):
+        if not row["phases"]:
+            continue  # a teacher that came trained
         epochs = [epoch for phase in row["phases"] for epoch in histories[phase]]
         name = model_name(row, distill)
         series[name] = [(n, e["val_accuracy"]) for n, e in enumerate(epochs, start=1) if "val_accuracy" in e]

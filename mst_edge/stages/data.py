@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -58,6 +59,14 @@ class Data:
             "samples": {name: len(ids) for name, ids in self.splits.items()},
             "class_counts": {name: dataset.class_counts(ids).tolist() for name, ids in self.splits.items()},
             "imbalance": self.imbalance(),
+        }
+
+    def origin(self) -> dict[str, str]:
+        """What identifies the data that networks were trained on."""
+        return {
+            "dataset": self.dataset.name,
+            "data_sha256": self.dataset.fingerprint,
+            "train_sha256": hashlib.sha256(self.splits["train"].tobytes()).hexdigest(),
         }
 
     def balances_classes(self, choice: str) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -10,17 +11,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from distill.lab import MULTIMODAL, Epochs, Lab, OptimizerChoice
+from distill.lab import MULTIMODAL, Epochs, Lab, OptimizerChoice, teacher_key
 from distill.methods.base import METHODS, Method
 from distill.networks.registry import Model, NetworkChoice
 from distill.student import Student, StudentSpec, save_student
 from distill.tasks import balanced_class_weights, make_task
+from distill.teachers import TeacherFile, open_teacher, save_teacher
 from distill.training.features import FeatureStore
+from distill.training.parallel import ALONE, Processes
 from distill.training.phase import Reporter, Session
 from mst_edge.core.errors import UserError
-from mst_edge.core.files import atomic_path, write_json
+from mst_edge.core.files import atomic_path, read_json, sha256_file, write_json
 from mst_edge.core.stats import paired_difference, proportion_interval
-from mst_edge.recipe import NetworkSection, Recipe, parse_options
+from mst_edge.recipe import DistillSection, NetworkSection, Recipe, TeacherSection, parse_options
 from mst_edge.run_folder import RunFolder
 from mst_edge.stages.data import Data
 
@@ -43,28 +46,87 @@ def pick_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def make_lab(recipe: Recipe, data: Data, folder: Path, device: torch.device, reporter: Reporter) -> Lab:
-    """Everything that methods need, as the recipe says; training keeps its state in ``folder``."""
+def make_lab(
+    recipe: Recipe,
+    data: Data,
+    folder: Path,
+    device: torch.device,
+    reporter: Reporter,
+    processes: Processes = ALONE,
+) -> Lab:
+    """Everything that methods need, as the recipe says; training keeps its state in ``folder``.
+
+    Raises:
+        UserError: a batch has too few samples for all its parts.
+    """
     said = recipe.distill
+    require_samples_for_all(said, processes)
     weights = None
     if data.balances_classes(said.class_balance):
         counts = data.dataset.class_counts(data.splits["train"])
         weights = balanced_class_weights(torch.from_numpy(counts))
-    student = recipe.student.modality
-    teachers = {MULTIMODAL: (tuple(data.dataset.modalities), _choice(recipe.teachers.multimodal))}
-    for name in data.dataset.modalities:
-        if name != student:
-            teachers[name] = ((name,), _choice(recipe.teachers.cross_modal.get(name, NetworkSection())))
+    teachers, pretrained = _teachers(recipe, data)
     return Lab(
         store=FeatureStore(data.dataset, data.splits, data.frontends),
         task=make_task(data.dataset.task, len(data.dataset.classes), weights),
-        session=Session(folder, device, recipe.seed, said.batch_size, said.precision == "bf16", reporter),
-        student_modality=student,
+        session=Session(
+            folder,
+            device,
+            recipe.seed,
+            said.batch_size,
+            bf16=said.precision == "bf16",
+            reporter=reporter,
+            processes=processes,
+            accumulate=said.accumulate,
+            checkpoint_minutes=said.checkpoint_minutes,
+        ),
+        student_modality=recipe.student.modality,
         student=_choice(recipe.student),
         teachers=teachers,
+        pretrained=pretrained,
         optimizer=OptimizerChoice(**said.optimizer.model_dump()),
         epochs=Epochs(**said.epochs.model_dump()),
     )
+
+
+def _teachers(
+    recipe: Recipe, data: Data
+) -> tuple[dict[str, tuple[tuple[str, ...], NetworkChoice]], dict[str, TeacherFile]]:
+    """Every teacher's modalities and network, and those that come trained, once they fit the data.
+
+    Front ends standardise as trained teachers expect.
+    """
+    sections = {MULTIMODAL: (tuple(data.dataset.modalities), recipe.teachers.multimodal)}
+    for name in data.dataset.modalities:
+        if name != recipe.student.modality:
+            sections[name] = ((name,), recipe.teachers.cross_modal.get(name, TeacherSection()))
+    teachers, pretrained = {}, {}
+    for name, (reads, section) in sections.items():
+        choice = _choice(section)
+        if section.weights is not None:
+            where = f"{teacher_key(name)}.weights"
+            file = pretrained[name] = open_teacher(section.weights, where)
+            file.require_fit(reads, data.dataset.classes, choice, where)
+            file.pin(data.frontends, data.frontend_options, where)
+            choice = file.choice(choice)
+        teachers[name] = (reads, choice)
+    return teachers, pretrained
+
+
+def require_samples_for_all(said: DistillSection, processes: Processes) -> None:
+    """Refuses a batch that cannot be cut into parts of two samples, which batch norm needs.
+
+    Raises:
+        UserError: says how large it must be.
+    """
+    parts = said.accumulate * processes.size
+    if said.batch_size < 2 * parts:
+        raise UserError(
+            f"{said.batch_size} samples cannot be cut into {parts} parts of two or more "
+            f"(accumulate {said.accumulate}, {processes.size} processes)",
+            where="distill.batch_size",
+            fix=f"raise it to {2 * parts}, lower distill.accumulate or start fewer processes",
+        )
 
 
 def method_options(name: str, preset: str, said: dict[str, Any], asked_by: str = "distill.preset") -> Any:
@@ -109,6 +171,8 @@ def checked_methods(recipe: Recipe, lab: Lab) -> dict[str, Method]:
     if needs_teachers(methods):
         for teacher in lab.teachers:
             lab.new_teacher(teacher)
+        for teacher in lab.pretrained:
+            lab.trained_teacher(teacher)
     for method in methods.values():
         method.check()
     return methods
@@ -120,7 +184,12 @@ def needs_teachers(methods: Iterable[str]) -> bool:
 
 
 def run_distill(recipe: Recipe, data: Data, run: RunFolder, lab: Lab, methods: Mapping[str, Method]) -> dict[str, Any]:
-    """Trains everything that is not trained yet; writes the student and the stage's record."""
+    """Trains everything that is not trained yet; writes the student and the stage's record.
+
+    Raises:
+        UserError: the loss is no longer finite, or a trained teacher changed since the run was begun.
+    """
+    _keep_identity(lab, run.distill / "pretrained.json")
     models: list[dict[str, Any]] = []
     logits: dict[str, Tensor] = {}
     insights: dict[str, Any] = {}
@@ -128,7 +197,7 @@ def run_distill(recipe: Recipe, data: Data, run: RunFolder, lab: Lab, methods: M
     if needs_teachers(methods):
         teacher = lab.trained_teacher(MULTIMODAL)
         logits["teacher"] = lab.logits(teacher, "test")
-        models.append(_row(lab, "lone", "teacher", teacher, logits["teacher"], ["lone_multimodal"]))
+        models.append(_row(lab, "lone", "teacher", teacher, logits["teacher"], lab.lone_phases(MULTIMODAL)))
     for name, method in methods.items():
         student = method.train()
         logits[name] = lab.logits(student, "test")
@@ -148,11 +217,27 @@ def run_distill(recipe: Recipe, data: Data, run: RunFolder, lab: Lab, methods: M
         "class_weights": None if lab.task.class_weights is None else lab.task.class_weights.tolist(),
         "models": models,
         "insights": insights,
-        "diagnoses": diagnose(lab, recipe.distill.method, logits),
+        "diagnoses": diagnose(lab, recipe.distill.method, logits, data.origin()),
     }
-    _save(recipe, data, run, lab, chosen, record)
-    run.finish_stage(STAGE, record)
+    if lab.session.processes.first:
+        _save(recipe, data, run, lab, chosen, record)
+        run.finish_stage(STAGE, record)
     return record
+
+
+def _keep_identity(lab: Lab, file: Path) -> None:
+    """Remembers which trained teachers the run was begun with, and refuses to go on with others."""
+    now = {name: sha256_file(teacher.weights) for name, teacher in lab.pretrained.items()}
+    for name, sha256 in (read_json(file) if file.is_file() else {}).items():
+        if now[name] != sha256:
+            raise UserError(
+                f"{lab.pretrained[name].weights} changed since the run was begun",
+                where=f"{teacher_key(name)}.weights",
+                fix="put the old file back, or use another --out",
+            )
+    if now and lab.session.processes.first:
+        write_json(file, now)
+    lab.session.processes.wait()
 
 
 def _save(recipe: Recipe, data: Data, run: RunFolder, lab: Lab, model: Model, record: dict[str, Any]) -> None:
@@ -168,6 +253,17 @@ def _save(recipe: Recipe, data: Data, run: RunFolder, lab: Lab, model: Model, re
     student.frontend.load_state_dict(data.frontends[modality].state_dict())
     student.network.load_state_dict(model.module.to("cpu").state_dict())
     save_student(run.distill, student.eval())
+    for name, teacher in lab.lone_teachers().items():
+        frontends = {modality: data.frontends[modality] for modality in teacher.reads}
+        save_teacher(
+            run.distill / "teachers" / f"{name}.safetensors",
+            teacher.module,
+            frontends,
+            data.frontend_options,
+            classes=list(data.dataset.classes),
+            network=asdict(NetworkChoice(teacher.network, dict(lab.teachers[name][1].options))),
+            trained_on=data.origin(),
+        )
     write_json(run.distill / "histories.json", lab.histories)
 
 
@@ -188,8 +284,12 @@ def _row(lab: Lab, method: str, role: str, model: Model, logits: Tensor, phases:
     }
 
 
-def diagnose(lab: Lab, method: str, logits: dict[str, Tensor]) -> list[dict[str, str]]:
-    """What the user should hear about teachers and student, with the reason and what to try."""
+def diagnose(lab: Lab, method: str, logits: dict[str, Tensor], origin: Mapping[str, str]) -> list[dict[str, str]]:
+    """What the user should hear about teachers and student, with the reason and what to try.
+
+    Args:
+        logits: on test samples. origin: ``Data.origin`` of the data at hand.
+    """
     said: list[dict[str, str]] = []
     target = lab.store.target("test").numpy()
     right = {name: z.argmax(dim=1).numpy() == target for name, z in logits.items()}
@@ -199,6 +299,13 @@ def diagnose(lab: Lab, method: str, logits: dict[str, Tensor]) -> list[dict[str,
             text = (
                 f"the multimodal teacher is no better than the lone student ({gain:+.1%} accuracy): it has nothing "
                 "to teach. Train it longer, give it a wider network, or check that the modalities are paired"
+            )
+            said.append({"level": "warning", "text": text})
+    for name, file in lab.pretrained.items():
+        if file.saw_other_split(**origin):
+            text = (
+                f"the {name} teacher comes from {file.weights}, trained on another split of this dataset: it may have "
+                "seen samples of this test split, so accuracies here say too much"
             )
             said.append({"level": "warning", "text": text})
     if "teacher" in right:

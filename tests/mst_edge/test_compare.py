@@ -21,7 +21,7 @@ import torch
 from distill.methods.base import METHODS, Method
 from distill.methods.single_teacher import SingleTeacher
 from distill.training.phase import Silent
-from mst_edge.compare.comparison import parse_seeds
+from mst_edge.compare.comparison import parse_seeds, parse_vary, seeded
 from mst_edge.compare.contenders import choose
 from mst_edge.compare.trial import Request, train
 from mst_edge.core.errors import UserError
@@ -290,6 +290,16 @@ def test_seeds_are_distinct_whole_numbers(said):
         parse_seeds(said)
 
 
+def test_a_seed_changes_what_it_is_told_to_and_nothing_else(recipe):
+    parsed = load_recipe(recipe, ["seed=5", "dataset.split.seed=6"])
+    seeds = {vary: seeded(parsed, 9, parse_vary(vary)) for vary in ("both", "initialisation", "split")}
+    assert {vary: (one.seed, one.dataset.split.seed) for vary, one in seeds.items()} == {
+        "both": (9, 9), "initialisation": (9, 6), "split": (5, 9),
+    }  # fmt: skip
+    with pytest.raises(UserError, match="--vary: unknown choice 'splits'; did you mean 'split'"):
+        parse_vary("splits")
+
+
 def test_seeds_may_be_any_and_in_any_order():
     assert parse_seeds("7, 0,12") == (7, 0, 12)
 
@@ -300,6 +310,9 @@ def test_another_recipe_is_not_continued_and_other_folders_are_left_alone(compar
     done = mst_edge("compare", recipe, "--out", out, "--set", "distill.batch_size=32")
     assert done.code == 2
     assert "distill.batch_size is 32, was 64" in done.err
+    done = mst_edge("compare", recipe, "--out", out, "--vary", "split")
+    assert done.code == 2
+    assert "the comparison was begun with --vary both, not split" in done.err
     assert _marks(out) == marks
     (tmp_path / "thesis.txt").write_text("precious")
     done = mst_edge("compare", recipe, "--out", tmp_path)

@@ -55,3 +55,22 @@ def test_the_correction_covers_the_truth_although_splits_share_samples():
             found = gain_over_seeds([d >= 0 for d in splits], [d <= 0 for d in splits], overlap)
             hits[overlap] += found.low <= 0 <= found.high
     assert hits[1 / 3] / 300 >= 0.93 > hits[0.0] / 300
+
+
+def test_seeds_that_share_their_test_samples_do_not_make_more_of_them():
+    before, after = _seeds(np.random.default_rng(0), [0.02])
+    one = gain_over_seeds(before, after, None)
+    four = gain_over_seeds(before * 4, after * 4, None)
+    assert (four.estimate, four.low, four.high) == pytest.approx((one.estimate, one.low, one.high))
+    pooled = gain_over_seeds(before * 4, after * 4, 1 / 3)
+    assert pooled.high - pooled.low < 0.6 * (four.high - four.low)
+    wilson = proportion_interval(200, 400)
+    accuracy = accuracy_over_seeds(before * 4, None)
+    assert (accuracy.low, accuracy.high) == pytest.approx((wilson.low, wilson.high))
+
+
+def test_where_initialisations_differ_more_than_samples_t_is_not_corrected():
+    gains = [0.3, 0.1, -0.1]
+    found = gain_over_seeds(*_seeds(np.random.default_rng(0), gains), None)
+    half = 4.302653 * np.std(gains, ddof=1) * np.sqrt(1 / 3)
+    assert (found.low, found.high) == pytest.approx((0.1 - half, 0.1 + half))

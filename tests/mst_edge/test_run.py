@@ -301,6 +301,17 @@ class Blind(nn.Module):
         )
 
 
+class FiveOutputs(nn.Module):
+    """A network that was made for other data."""
+
+    def __init__(self, input_shape, num_outputs):
+        super().__init__()
+        self.layer = nn.Linear(input_shape[1], 5)
+
+    def forward(self, x):
+        return self.layer(x.mean(dim=1))
+
+
 def _break_data(folder: Path, what: str) -> None:
     facts = np.load(folder / "facts.npy")
     if what == "nan":
@@ -310,6 +321,11 @@ def _break_data(folder: Path, what: str) -> None:
     np.save(folder / "facts.npy", facts)
     if what == "no target":
         (folder / "target.npy").unlink()
+    if what == "absent class":
+        np.save(folder / "split.npy", np.where(np.load(folder / "target.npy") == 2, 2, np.arange(len(facts)) // 3 % 3))
+    if what == "no modality":
+        (folder / "dataset.yaml").write_text("modalities: {facts: {}, signal: {}}")
+        (folder / "facts.npy").unlink()
 
 
 @pytest.mark.parametrize(
@@ -318,6 +334,8 @@ def _break_data(folder: Path, what: str) -> None:
         ("nan", "facts.npy: sample 3 holds NaN"),
         ("short", "facts.npy: holds 119 samples"),
         ("no target", "holds neither target.npy, nor class folders"),
+        ("absent class", "dataset data: no training sample of class 2; another dataset.split.seed"),
+        ("no modality", "facts.npy: no such file"),
     ],
 )
 def test_bad_data_gives_one_line_and_nothing_half_written(tmp_path, what, says):
@@ -337,6 +355,7 @@ def test_bad_data_gives_one_line_and_nothing_half_written(tmp_path, what, says):
         ("student.modality=smell", "student.modality: unknown modality 'smell'"),
         ("student.network=tnc", "student.network: unknown network 'tnc'; did you mean 'tcn'"),
         ("student.options={widht: 2}", "did you mean 'width'"),
+        ("student.network=tests.mst_edge.test_run:FiveOutputs", "shape (2, 5), expected (batch, 3)"),
         ("distill.method=mts", "distill.method: unknown method 'mts'; did you mean 'mst'"),
         ("distill.preset=papers", "mst has no preset 'papers'"),
         ("distill.options={layers: {multimodal: [fuse]}}", "unknown layer 'fuse'; did you mean 'fused'"),
@@ -360,7 +379,7 @@ def test_bad_data_gives_one_line_and_nothing_half_written(tmp_path, what, says):
     ],
 )
 def test_a_wrong_recipe_gives_one_line_and_exit_code_2_before_any_training(finished_run, tmp_path, setting, says):
-    done = mst_edge("run", finished_run.parent / "small.yaml", "--out", tmp_path / "out", "--set", setting)
+    done = mst_edge("run", finished_run.parent / "small.yaml", "--out", tmp_path / "out", "--set", setting, cwd=ROOT)
     assert done.code == 2
     assert not (tmp_path / "out").exists()
     line = [row for row in done.err.splitlines() if row.startswith("error:")]

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from distill.lab import Epochs
 from distill.methods.crd import ContrastiveMemory, CrdOptions, contrast
 from distill.training.checkpoint import load_tensors
 from distill.training.features import Batch
@@ -130,7 +131,7 @@ def test_a_students_features_come_to_pick_out_those_of_the_teacher(store):  # no
 
 
 def test_it_teaches(store, tmp_path):  # noqa: F811
-    require_it_teaches(make_method("crd", make_lab(store, tmp_path), negatives=256))
+    require_it_teaches(make_method("crd", make_lab(store, tmp_path, epochs=Epochs(4, 1, 4)), negatives=256))
 
 
 @pytest.mark.parametrize("at", [0, 2])

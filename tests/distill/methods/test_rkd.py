@@ -8,10 +8,12 @@ import torch
 from scipy.stats import ortho_group
 
 from distill.methods.rkd import Relations, angles, distances
+from distill.training.features import Batch
 from mst_edge.core.errors import UserError
 from tests.distill.methods.helpers import make_method, require_exact_resume, require_it_teaches
 from tests.distill.test_training import make_lab, store  # noqa: F401
 
+ONE_PROCESS = Batch(torch.arange(0), {}, torch.arange(0))  # which has nothing to gather
 rng = np.random.default_rng(5)
 S, T = rng.normal(size=(6, 4)), rng.normal(size=(6, 9))
 
@@ -39,7 +41,7 @@ def _angles(f):
 
 
 def _relations(s, t, angle_samples=64):
-    return {k: float(v) for k, v in Relations(angle_samples)(torch.tensor(s), torch.tensor(t), None).items()}
+    return {k: float(v) for k, v in Relations(angle_samples)(torch.tensor(s), torch.tensor(t), ONE_PROCESS).items()}
 
 
 def test_both_relations_pair_by_pair_and_triplet_by_triplet():
@@ -75,7 +77,7 @@ def test_angles_look_at_the_first_samples_only_where_told():
 @pytest.mark.parametrize("features", [torch.zeros(5, 3), torch.tensor([[1.0, 2, 3]] * 3 + [[4.0, 5, 6]] * 2) / 3])
 def test_coinciding_samples_give_finite_losses_and_gradients_and_no_angle(features):
     s = features.requires_grad_()
-    losses = Relations(8)(s, torch.randn(5, 4), None)
+    losses = Relations(8)(s, torch.randn(5, 4), ONE_PROCESS)
     (losses["distance"] + losses["angle"]).backward()
     assert torch.isfinite(s.grad).all()
     assert angles(s.detach()).abs().max() <= 1 + 1e-5
