@@ -9,7 +9,9 @@ takes ``(input_shapes, num_outputs, **options)``, both by modality name, and set
 
 from __future__ import annotations
 
+import contextlib
 import inspect
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,6 +24,7 @@ from mst_edge.core.errors import UserError, unknown_name
 from mst_edge.core.registry import Registry
 
 NETWORKS: Registry[nn.Module] = Registry("network", "distill.networks", "mst_edge.networks")
+_LARGE_INPUT = 1 << 19  # values of a sample
 
 
 @dataclass(frozen=True)
@@ -137,19 +140,28 @@ def _require_logits(model: Model, shapes: Mapping[str, tuple[int, ...]], num_out
     """One forward pass: the network fits the shapes and gives the right number of outputs."""
     was_training = model.module.training
     model.module.eval()
-    try:
-        shape = _output_shape(model, shapes, torch.device("meta"))
-    except Exception:
-        # Not all code runs without values: what meta tensors cannot follow is run on zeros, and fails or not there.
-        shape = _output_shape(model, shapes, torch.device("cpu"))
+    shape = _output_shape(model, shapes)
     model.module.train(was_training)
     if shape[:2] != (2, num_outputs):
         raise ValueError(f"its output has shape {tuple(shape)}, expected (batch, {num_outputs})")
 
 
+def _output_shape(model: Model, shapes: Mapping[str, tuple[int, ...]]) -> torch.Size:
+    """Shape of the logits of two samples of zeros.
+
+    For a large input on the meta device, where nothing is computed. Not for others: a process pays a second for
+    the first such pass.
+    """
+    large = sum(math.prod(shape) for shape in shapes.values()) > _LARGE_INPUT
+    if large or any(weight.is_meta for weight in model.module.parameters()):
+        # Not all code runs without values: what meta tensors cannot follow is run for real, and fails or not there.
+        with contextlib.suppress(Exception):
+            return _shape_on(torch.device("meta"), model, shapes)
+    return _shape_on(torch.device("cpu"), model, shapes)
+
+
 @torch.no_grad()
-def _output_shape(model: Model, shapes: Mapping[str, tuple[int, ...]], device: torch.device) -> torch.Size:
-    """Shape of the logits of two samples. On the meta device nothing is computed, so a large input costs nothing."""
+def _shape_on(device: torch.device, model: Model, shapes: Mapping[str, tuple[int, ...]]) -> torch.Size:
     inputs: Any = {name: torch.zeros(2, *shape, device=device) for name, shape in shapes.items()}
     if not model.multimodal:
         inputs = next(iter(inputs.values()))

@@ -53,19 +53,24 @@ def test_what_auto_built_can_be_built_again_without_auto():
     assert again.parameters == model.parameters
 
 
-def test_a_network_that_needs_values_is_checked_all_the_same():
+@pytest.mark.parametrize(("features", "devices"), [(6, ["cpu"]), (600_000, ["meta", "cpu"])])
+def test_a_network_is_tried_without_computing_where_its_input_is_large(features, devices):
+    """A network that needs values to run is tried for real all the same."""
     choice = NetworkChoice("tests.distill.test_networks:Branching")
-    assert build_model("m", choice, {"x": (6,)}, 2, where="student").parameters == 14
+    model = build_model("m", choice, {"x": (features,)}, 2, where="student")
+    assert model.module.tried_on == devices
     with pytest.raises(UserError, match="its output has shape"):
-        build_model("m", NetworkChoice(choice.network, {"more": 1}), {"x": (6,)}, 2, where="student")
+        build_model("m", NetworkChoice(choice.network, {"more": 1}), {"x": (features,)}, 2, where="student")
 
 
 class Branching(nn.Module):
     def __init__(self, input_shape, num_outputs, more=0):
         super().__init__()
         self.layer = nn.Linear(input_shape[0], num_outputs + more)
+        self.tried_on = []
 
     def forward(self, x):
+        self.tried_on.append(x.device.type)
         return self.layer(x if x.sum().item() > 0 else -x)
 
 
