@@ -1,4 +1,4 @@
-"""Labels for any files with any bundle, as a table or as JSON lines."""
+"""Answers for any files with any bundle, as a table or as JSON lines."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from apps.runtime import Bundle, BundleError, Prediction, memory_mb, read_sample
+from apps.runtime import Answer, Bundle, BundleError, memory_mb, read_sample
+from apps.runtime.answers import keep_label_map
 
 _SUFFIXES = {
     "audio": {".wav", ".flac", ".ogg", ".mp3", ".npy"},
@@ -23,14 +24,22 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("files", type=Path, nargs="+", metavar="FILE")
     parser.add_argument("--json", action="store_true", help="one JSON object per line")
     parser.add_argument("--runtime", help="inference runtime instead of the preferred one")
+    parser.add_argument("--maps", type=Path, metavar="DIR", help="write label maps there as png (segmentation)")
     chosen = parser.parse_args(arguments)
-    return predict_files(chosen.bundle, chosen.files, runtime=chosen.runtime, as_json=chosen.json)
+    return predict_files(chosen.bundle, chosen.files, runtime=chosen.runtime, maps=chosen.maps, as_json=chosen.json)
 
 
 def predict_files(
-    bundle_path: Path, paths: Iterable[Path], *, runtime: str | None = None, as_json: bool = False
+    bundle_path: Path,
+    paths: Iterable[Path],
+    *,
+    runtime: str | None = None,
+    maps: Path | None = None,
+    as_json: bool = False,
 ) -> int:
-    """Prints one line per file. A file that cannot be read is told on standard error and the others go on.
+    """Prints one line per file; label maps are written into the folder ``maps`` where one is given.
+
+    A file that cannot be read is told on standard error and the others go on.
 
     Returns:
         0, or 2 where at least one file could not be read.
@@ -51,8 +60,10 @@ def predict_files(
                 continue
             for note in sample.notes:
                 print(f"note: {note}", file=sys.stderr)
-            said = bundle.predict(sample.array)
+            said = bundle.answer(sample.array)
             print(_json(file, said, bundle) if as_json else _line(file, said, width), flush=True)
+            if maps is not None:
+                keep_label_map(said, maps, file)
     return 2 if failed else 0
 
 
@@ -67,18 +78,14 @@ def _expand(paths: Iterable[Path], suffixes: set[str]) -> Iterator[Path]:
             yield path
 
 
-def _line(file: Path, said: Prediction, width: int) -> str:
-    second = list(said.probabilities.items())[1:2]
-    also = "".join(f"  (then {label} {share:.1%})" for label, share in second)
-    return f"{file!s:{width}}  {said.label:12} {said.confidence:6.1%}  {said.latency_ms:8.3f} ms{also}"
+def _line(file: Path, said: Answer, width: int) -> str:
+    return f"{file!s:{width}}  {said.latency_ms:8.3f} ms  {said.text()}"
 
 
-def _json(file: Path, said: Prediction, bundle: Bundle) -> str:
+def _json(file: Path, said: Answer, bundle: Bundle) -> str:
     record = {
         "file": str(file),
-        "label": said.label,
-        "confidence": round(said.confidence, 6),
-        "probabilities": {label: round(share, 6) for label, share in said.probabilities.items()},
+        **said.record(),
         "latency_ms": round(said.latency_ms, 4),
         "build": bundle.build.id,
         "memory_mb": {name: round(value, 1) for name, value in memory_mb().items()},

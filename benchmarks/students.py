@@ -26,6 +26,7 @@ from distill.datasets.spec import Kind, ModalitySpec
 from distill.frontends import NoOptions
 from distill.networks.registry import NetworkChoice
 from distill.student import Student, StudentSpec
+from mst_edge.core.scoring import OutputSpec
 from quantize.export import export_student
 from quantize.int8_static import Int8Options, quantize_int8
 from targets.runtimes.base import Runner
@@ -91,7 +92,7 @@ def main() -> None:
 
 def _candidate(spec: ModalitySpec, choice: NetworkChoice, name: str, folder: Path) -> Candidate:
     torch.manual_seed(0)
-    student = Student(StudentSpec(spec, NoOptions(), choice, tuple("0123456789")))
+    student = Student(StudentSpec(spec, NoOptions(), choice, OutputSpec("classification", tuple("0123456789"))))
     fp32 = export_student(student, folder / "variants" / "fp32")
     int8 = quantize_int8(fp32, _samples(spec, 16), folder / "variants" / "int8", Int8Options())
     runtime = get_target("cpu").runtime(name)

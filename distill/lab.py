@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import contextlib
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
@@ -24,6 +29,25 @@ _OPTIMIZERS: Mapping[str, Callable[..., Optimizer]] = {"adam": Adam, "adamw": Ad
 
 
 Below = tuple[SplitModel, list[Tensor]]
+
+
+@dataclass(frozen=True)
+class FrozenLogits:
+    """Logits of something that no longer learns, for batches of training or validation samples.
+
+    Attributes:
+        reads: modalities that a batch must hold; none where the logits are kept.
+    """
+
+    reads: tuple[str, ...]
+    _compute: Callable[[Batch], Tensor]
+    _context: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext
+
+    @torch.no_grad()
+    def __call__(self, batch: Batch) -> Tensor:
+        """``(B, ...)`` float32."""
+        with self._context():
+            return self._compute(batch).float()
 
 
 @dataclass(frozen=True)
@@ -123,7 +147,7 @@ class Lab:
 
     def _build(self, name: str, reads: tuple[str, ...], choice: NetworkChoice, where: str) -> Model:
         shapes = {modality: self.store.shapes[modality] for modality in reads}
-        return build_model(name, choice, shapes, self.task.num_outputs, where=where)
+        return build_model(name, choice, shapes, self.task.num_outputs, where=where, map_size=self.task.map_size)
 
     def train_alone(self, name: str, model: Model, folder: Path | None = None) -> Model:
         """Trains one network on the task alone; keeps the epoch with the lowest validation loss.
@@ -193,20 +217,43 @@ class Lab:
         self.histories[phase.name] = run_phase(phase, self.store, session)
 
     def logits(self, model: Model, split: str) -> Tensor:
-        """``(samples, outputs)`` logits over a split."""
-        return predict(model, self.store, split, self.session)
+        """``(samples, ...)`` logits over a split, all of them at once: not for dense tasks on large data."""
+        return torch.cat(list(predict(model, self.store, split, self.session)))
+
+    def evaluate(self, model: Model, split: str) -> dict[str, float]:
+        """Metrics on a split."""
+        meter = self.task.meter()
+        for logits, target in self._answered(model, split):
+            meter.add(logits, target)
+        return meter.result()
+
+    def statistics(self, model: Model, split: str) -> NDArray[np.float64]:
+        """``(samples, n)`` what the task's scoring needs of each sample of a split."""
+        scoring = self.task.scoring
+        return np.concatenate(
+            [
+                scoring.statistics(scoring.answers(self.task.outputs(logits).numpy()), target.numpy())
+                for logits, target in self._answered(model, split)
+            ]
+        )
+
+    def _answered(self, model: Model, split: str) -> Iterator[tuple[Tensor, Tensor]]:
+        """Logits and targets of a split, batch by batch, on the CPU."""
+        ids, start = self.store.splits[split], 0
+        for logits in predict(model, self.store, split, self.session):
+            yield logits, self.store.targets(ids[start : start + len(logits)])
+            start += len(logits)
 
     def validate(self, model: Model, prefix: str = "val") -> dict[str, float]:
         """Metrics on the validation split, named ``<prefix>_<metric>``."""
-        metrics = self.task.metrics(self.logits(model, "val"), self.store.target("val"))
-        return {f"{prefix}_{name}": value for name, value in metrics.items()}
+        return {f"{prefix}_{name}": value for name, value in self.evaluate(model, "val").items()}
 
     def cached_logits(
         self, key: str, compute: Callable[[Mapping[str, Tensor]], Tensor], reads: Sequence[str]
     ) -> Tensor:
-        """``(all samples, outputs)`` of a frozen function on train and validation samples, computed once.
+        """``(all samples, ...)`` of a frozen function on train and validation samples, computed once.
 
-        Rows of test samples are NaN: no method may look at them.
+        Rows of test samples are NaN: no method may look at them. Dense logits are kept in float16.
         """
         if key not in self._logits:
             self._logits[key] = self._fill(compute, reads)
@@ -214,12 +261,33 @@ class Lab:
 
     @torch.no_grad()
     def _fill(self, compute: Callable[[Mapping[str, Tensor]], Tensor], reads: Sequence[str]) -> Tensor:
-        table = torch.full((len(self.store.dataset), self.task.num_outputs), float("nan"))
+        shape = (len(self.store.dataset), *self.task.logits_shape)
+        table = torch.full(shape, float("nan"), dtype=self._kept_type)
         for split in ("train", "val"):
             for batch in self.store.in_order(split, 256, reads, self.session.device):
                 with self.session.autocast():
-                    table[batch.ids] = compute(batch.inputs).float().cpu()
+                    table[batch.ids] = compute(batch.inputs).to(self._kept_type).cpu()
         return table
+
+    @property
+    def _kept_type(self) -> torch.dtype:
+        """Of tables of logits: a rounding of 2^-11 is far below what teachers know of a pixel."""
+        return torch.float32 if self.task.map_size is None else torch.float16
+
+    @property
+    def keeps_logits(self) -> bool:
+        """Whether frozen logits are computed once, and not in every epoch again."""
+        return self.can_keep(math.prod(self.task.logits_shape) * self._kept_type.itemsize)
+
+    def frozen_logits(
+        self, key: str, compute: Callable[[Mapping[str, Tensor]], Tensor], reads: Sequence[str]
+    ) -> FrozenLogits:
+        """A frozen function's logits batch by batch: from a table where that takes 256 MB or less, else computed
+        again each time. ``key`` names it."""
+        if self.keeps_logits:
+            table = self.cached_logits(key, compute, reads)
+            return FrozenLogits((), lambda batch: table[batch.ids].to(self.session.device))
+        return FrozenLogits(tuple(reads), lambda batch: compute(batch.inputs), self.session.autocast)
 
     @torch.no_grad()
     def keep_below(self, model: Model, layer: str) -> Below | None:

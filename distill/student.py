@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import yaml
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from distill.datasets.spec import Kind, ModalitySpec
@@ -17,6 +20,7 @@ from distill.training.checkpoint import copy_state, load_tensors, save_tensors
 from mst_edge.core.border import read_yaml
 from mst_edge.core.errors import UserError
 from mst_edge.core.files import sha256_file, write_text
+from mst_edge.core.scoring import OutputSpec
 
 WEIGHTS, DESCRIPTION = "student.safetensors", "student.yaml"
 
@@ -28,33 +32,57 @@ class StudentSpec:
     modality: ModalitySpec
     frontend: Any
     network: NetworkChoice
-    classes: tuple[str, ...]
+    output: OutputSpec
+    map_size: tuple[int, int] | None = None
     facts: dict[str, Any] = field(default_factory=dict)
 
 
+class InUnits(nn.Module):
+    """Standardised numbers ``(batch, outputs)`` to numbers in their own units."""
+
+    scale: Tensor
+    shift: Tensor
+
+    def __init__(self, outputs: int) -> None:
+        super().__init__()
+        self.register_buffer("scale", torch.ones(outputs))
+        self.register_buffer("shift", torch.zeros(outputs))
+
+    def forward(self, standardised: Tensor) -> Tensor:
+        return standardised * self.scale + self.shift
+
+
 class Student(nn.Module):
-    """``(batch, *modality.shape)`` as a device records it to logits ``(batch, classes)``."""
+    """``(batch, *modality.shape)`` as a device records it to what the task answers with: logits
+    ``(batch, classes)`` or ``(batch, classes, H, W)``, or numbers ``(batch, outputs)`` in their own units.
+
+    Attributes:
+        answer: from the network's logits to that.
+    """
 
     def __init__(self, spec: StudentSpec) -> None:
         super().__init__()
         self.spec = spec
         self.frontend = make_frontend(spec.modality, spec.frontend)
         shapes = {spec.modality.name: self.frontend.feature_shape}
-        model = build_model("student", spec.network, shapes, len(spec.classes), where="student")
+        outputs = len(spec.output.names)
+        model = build_model("student", spec.network, shapes, outputs, where="student", map_size=spec.map_size)
         self.network = model.module
+        self.answer = InUnits(outputs) if spec.output.scale else nn.Identity()
 
     def forward(self, raw: Tensor) -> Tensor:
-        return self.network(self.frontend(raw))
+        return self.answer(self.network(self.frontend(raw)))
 
 
 def save_student(folder: Path, student: Student) -> None:
     """Writes ``student.safetensors`` and ``student.yaml``."""
     spec = student.spec
-    description = {
+    description: dict[str, Any] = {
         "modality": {**asdict(spec.modality), "kind": spec.modality.kind.value, "shape": list(spec.modality.shape)},
         "frontend": asdict(spec.frontend),
         "network": {"network": spec.network.network, "options": dict(spec.network.options)},
-        "classes": list(spec.classes),
+        "output": {key: list(said) if isinstance(said, tuple) else said for key, said in asdict(spec.output).items()},
+        "map_size": None if spec.map_size is None else list(spec.map_size),
         "facts": spec.facts,
     }
     save_tensors(folder / WEIGHTS, {"student": copy_state(student)}, {})
@@ -80,7 +108,8 @@ def load_student(folder: Path) -> Student:
             modality=ModalitySpec(said["name"], kind, tuple(said["shape"]), said["dtype"], said["sample_rate_hz"]),
             frontend=frontend_options(kind)(**about["frontend"]),
             network=NetworkChoice(**about["network"]),
-            classes=tuple(about["classes"]),
+            output=OutputSpec.from_dict(about["output"]),
+            map_size=None if about["map_size"] is None else tuple(about["map_size"]),
             facts=about["facts"],
         )
     )
@@ -90,6 +119,7 @@ def load_student(folder: Path) -> Student:
 
 
 @torch.inference_mode()
-def student_logits(student: Student, raw: Tensor, batch: int = 256) -> Tensor:
-    """``(samples, classes)`` from raw samples, in float32."""
-    return torch.cat([student(raw[start : start + batch]) for start in range(0, len(raw), batch)])
+def student_outputs(student: Student, raw: NDArray[Any], batch: int = 256) -> Iterator[NDArray[np.float32]]:
+    """What the student answers, ``batch`` raw samples at a time."""
+    for start in range(0, len(raw), batch):
+        yield student(torch.from_numpy(np.array(raw[start : start + batch]))).numpy()

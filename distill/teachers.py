@@ -56,11 +56,16 @@ class Origin(BaseModel):
 
 
 class TeacherDescription(BaseModel):
-    """The YAML file beside the weights. One written by hand needs ``reads`` and ``classes`` only."""
+    """The YAML file beside the weights. One written by hand needs ``reads`` and ``classes`` only.
+
+    In regression, ``classes`` names the numbers, and what the network says is ``(number - shift) / scale``.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     reads: dict[str, FeatureDescription]
     classes: list[str]
+    scale: list[float] | None = None
+    shift: list[float] | None = None
     network: NetworkDescription = NetworkDescription()
     trained_on: Origin | None = None
     weights_sha256: str = ""
@@ -110,6 +115,25 @@ class TeacherFile:
                 where=where,
                 fix="leave network and options out: the file says them",
             )
+
+    def require_same_scale(self, constants: Mapping[str, Tensor], where: str) -> None:
+        """Refuses a teacher whose numbers are standardised otherwise than those of the data at hand.
+
+        Args:
+            constants: ``scale`` and ``shift`` of each number; empty where classes are told.
+
+        Raises:
+            UserError: names the constant that differs.
+        """
+        for name, ours in constants.items():
+            theirs = getattr(self.about, name)
+            if theirs is None or not torch.allclose(torch.tensor(theirs), ours, rtol=1e-5):
+                raise UserError(
+                    f"{self.weights.name} standardises its numbers with {name} {theirs}, these data have "
+                    f"{ours.tolist()}",
+                    where=where,
+                    fix="take a teacher that was trained on the same split",
+                )
 
     def choice(self, said: NetworkChoice) -> NetworkChoice:
         """The network to build: as the file says, or where it does not, as the recipe does."""

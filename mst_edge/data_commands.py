@@ -84,7 +84,8 @@ def build_to_folder(name: str, out: Path, data_root: Path | None, seed: int, by:
         )
     builder.build(options, rule, find_data_root(data_root), out)
     dataset = open_arrays(out)
-    typer.echo(f"{out}: {len(dataset)} samples, {', '.join(dataset.modalities)}, {len(dataset.classes)} classes")
+    what = f"{len(dataset.classes)} classes" if dataset.classes else ", ".join(dataset.truth.names)
+    typer.echo(f"{out}: {len(dataset)} samples, {', '.join(dataset.modalities)}, {what}")
 
 
 def _options(builder: DatasetBuilder, settings: Sequence[str]) -> Any:

@@ -9,14 +9,17 @@ from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
+import numpy as np
 import yaml
 
 from distill.datasets.files import FilesOptions, list_files, open_any, settle
 from distill.datasets.spec import Dataset, Kind, ModalitySpec
+from distill.datasets.target import CLASSIFICATION
 from distill.frontends import LogMelOptions, frontend_options, make_frontend
-from distill.networks.auto import auto_network
+from distill.networks.auto import auto_dense_network, auto_network
 from mst_edge.core.errors import UserError, unknown_name
 from mst_edge.core.files import write_text
+from mst_edge.core.scoring import SCORINGS
 
 _GUESSED_RATE_HZ = 16000
 
@@ -60,23 +63,41 @@ def _student(dataset: Dataset, said: str | None) -> str:
 
 
 def _describe(dataset: Dataset) -> list[str]:
-    counts = dataset.class_counts(slice(None))  # type: ignore[arg-type]
-    lines = [f"{dataset.root}: {len(dataset)} samples, {len(dataset.classes)} classes"]
+    what = f"{len(dataset.classes)} classes" if dataset.classes else f"{len(dataset.truth.names)} numbers to predict"
+    lines = [f"{dataset.root}: {len(dataset)} samples, {what} ({dataset.task})"]
     for spec in dataset.modalities.values():
         rate = f", {spec.sample_rate_hz} Hz" if spec.sample_rate_hz else ""
         lines.append(f"  {spec.name}: {spec.kind.value} {spec.shape} {spec.dtype}{rate}")
-    ratio = counts.max() / max(1, counts.min())
-    least, most = dataset.classes[int(counts.argmin())], dataset.classes[int(counts.argmax())]
-    lines.append(f"  classes: {counts.min()} ({least}) to {counts.max()} ({most}) samples, ratio {ratio:.1f}")
+    lines += _describe_classes(dataset) if dataset.classes else _describe_numbers(dataset)
     for name, groups in dataset.groups.items():
         lines.append(f"  grouped by {name}: {len(set(groups.tolist()))} groups, never parted by the split")
     return lines
 
 
+def _describe_classes(dataset: Dataset) -> list[str]:
+    ignored = dataset.truth.ignore_label
+    counted = [k for k in range(len(dataset.classes)) if k != ignored]
+    counts = dataset.class_counts(slice(None))[counted]
+    least, most = (dataset.classes[counted[int(place)]] for place in (counts.argmin(), counts.argmax()))
+    of = "samples" if dataset.truth.class_pixels is None else "pixels"
+    ratio = counts.max() / max(1, counts.min())
+    said = f"  classes: {counts.min()} ({least}) to {counts.max()} ({most}) {of}, ratio {ratio:.1f}"
+    return [said, *([] if ignored is None else [f"  label {ignored} counts as none"])]
+
+
+def _describe_numbers(dataset: Dataset) -> list[str]:
+    mean, deviation = dataset.target_statistics(np.arange(len(dataset)))
+    rows = zip(dataset.truth.names, dataset.truth.units, mean, deviation, strict=True)
+    return [f"  {name}: {centre:.4g} +- {spread:.4g} {unit}".rstrip() for name, unit, centre, spread in rows]
+
+
 def _recipe(dataset: Dataset, data: Path, out: Path, options: FilesOptions, student: str) -> str:
     name = re.sub(r"[^A-Za-z0-9_.-]+", "_", dataset.name).strip("._-") or "my_data"
+    scoring = SCORINGS[dataset.task]
+    drop = 1.0 if scoring.higher_is_better else 5.0  # of an error, which is small
     path = os.path.relpath(data.resolve(), out.resolve().parent)
     said = {key: value for key, value in asdict(options).items() if value}
+    dense = _is_dense(dataset)
     parts = [
         f"# Written by `mst-edge init {data}`. All keys: docs/recipe.md.",
         f"name: {name}",
@@ -90,19 +111,19 @@ def _recipe(dataset: Dataset, data: Path, out: Path, options: FilesOptions, stud
         *_modality_lines(dataset),
         "student:",
         f"  modality: {student}      # the one input that the device has",
-        f"  network: {_network(dataset.modalities[student])}      # chosen by the shape of its features",
+        f"  network: {_network(dataset.modalities[student], dense=dense)}      # chosen by the shape of its features",
         "  options: {width: 1.0}    # narrower is faster and smaller",
         "",
         *_teacher_lines(dataset, student),
         *_distill_lines(dataset),
         "quantize:",
         "  schemes: [int8-static]",
-        "  calibration: {samples: 256}   # real training samples, every class represented",
+        "  calibration: {samples: 256}   # real training samples",
         "",
         "targets: [cpu]",
         "",
         "goals:",
-        "  accuracy: {max_relative_drop_percent: 1.0}   # against the fp32 student",
+        f"  accuracy: {{max_relative_drop_percent: {drop}}}   # of {scoring.label}, against the fp32 student",
         "  # latency: {p90_ms: 5.0}                     # set your budget",
         "",
         "measure: {protocol: quick, threads: 1}",
@@ -145,19 +166,22 @@ def log_mel_for(spec: ModalitySpec) -> LogMelOptions:
     return LogMelOptions(window=window, hop=window // 2, n_fft=max(window, 256), mels=40 if window >= 256 else 20)
 
 
-def _network(spec: ModalitySpec) -> str:
+def _network(spec: ModalitySpec, *, dense: bool) -> str:
     options = log_mel_for(spec) if spec.kind is Kind.AUDIO else frontend_options(spec.kind)()
-    return auto_network({spec.name: make_frontend(spec, options).feature_shape})
+    shapes = {spec.name: make_frontend(spec, options).feature_shape}
+    return auto_dense_network(shapes, where=f"modality {spec.name}") if dense else auto_network(shapes)
 
 
 def _teacher_lines(dataset: Dataset, student: str) -> list[str]:
     if len(dataset.modalities) == 1:
         return []
     others = [name for name in dataset.modalities if name != student]
-    inner = ", ".join(f"{name}: {{network: {_network(dataset.modalities[name])}}}" for name in others)
+    networks = {name: _network(dataset.modalities[name], dense=_is_dense(dataset)) for name in others}
+    inner = ", ".join(f"{name}: {{network: {network}}}" for name, network in networks.items())
+    fusion = "map_fusion" if _is_dense(dataset) else "fusion"
     return [
         "teachers:",
-        f"  multimodal: {{network: fusion}}   # reads {', '.join(dataset.modalities)}",
+        f"  multimodal: {{network: {fusion}}}   # reads {', '.join(dataset.modalities)}",
         f"  cross_modal: {{{inner}}}",
         "",
     ]
@@ -181,9 +205,18 @@ def _distill_lines(dataset: Dataset) -> list[str]:
         "  preset: improved         # or: paper",
         "  compare: [lone, kd]      # trained in the same run, for comparison",
         f"  epochs: {{collaborate: {first}, masks: {max(1, first // 2)}, distill: {epochs - first}}}",
-        "  class_balance: auto      # weighs classes where the largest is 3 times the smallest",
+        *(
+            ["  class_balance: auto      # weighs classes where the largest is 3 times the smallest"]
+            if dataset.task == CLASSIFICATION
+            else []
+        ),
+        *(["  batch_size: 16           # label maps take memory"] if _is_dense(dataset) else []),
         "",
     ]
+
+
+def _is_dense(dataset: Dataset) -> bool:
+    return dataset.truth.class_pixels is not None
 
 
 def _flow(value: object) -> str:

@@ -129,9 +129,10 @@ class QuantizeSection(Section):
 
 
 class AccuracySection(Section):
-    """Limits on accuracy; drops are relative to the fp32 student."""
+    """Limits on the task's headline metric; drops are relative to the fp32 student."""
 
     min: Share | None = None
+    max: Positive | None = None
     max_relative_drop_percent: float | None = Field(None, ge=0)
     max_drop_points: float | None = Field(None, ge=0)
     confident: bool = False

@@ -16,9 +16,10 @@ CALIBRATION = "calibration.npz"
 
 
 def choose(dataset: Dataset, train: NDArray[np.int64], count: int, seed: int) -> NDArray[np.int64]:
-    """Sorted ids of ``count`` training samples, dealt round robin over the classes."""
+    """Sorted ids of ``count`` training samples, dealt round robin over the classes where samples have one."""
     rng = np.random.default_rng([seed, 3])
-    by_class = [list(rng.permutation(train[dataset.target[train] == label])) for label in range(len(dataset.classes))]
+    strata = dataset.strata[train]
+    by_class = [list(rng.permutation(train[strata == label])) for label in range(int(strata.max()) + 1)]
     chosen: list[int] = []
     while len(chosen) < min(count, len(train)):
         for members in by_class:

@@ -17,7 +17,6 @@ from quantize.variant import MODEL, InputSpec, Variant
 
 # The lowest opset that torch's exporter honours for every operator used here; TensorRT 8.6 reads it.
 OPSET = 18
-OUTPUT = "logits"
 _SCOPES = "pkg.torch.onnx.name_scopes"
 
 
@@ -35,19 +34,20 @@ def export_student(student: Student, folder: Path) -> Variant:
             dynamo=True,
             opset_version=OPSET,
             input_names=[spec.name],
-            output_names=[OUTPUT],
+            output_names=[student.spec.output.graph_output],
             dynamic_shapes={"raw": {0: torch.export.Dim("batch", min=1, max=1 << 16)}},
             verbose=False,
         )
     assert program is not None
     model = program.model_proto
-    float_nodes = tuple(front_end_nodes(model))
+    answer_nodes = tuple(_nodes_of("answer", model))
+    float_nodes = (*front_end_nodes(model), *answer_nodes)
     _strip(model)
     onnx.checker.check_model(model, full_check=True)
     with atomic_path(folder) as temporary:
         temporary.mkdir()
         onnx.save(model, temporary / MODEL)
-    variant = Variant("fp32", "fp32", "torch", folder, spec, student.spec.classes, OPSET, float_nodes)
+    variant = Variant("fp32", "fp32", "torch", folder, spec, student.spec.output, OPSET, float_nodes, answer_nodes)
     variant.save()
     return variant
 
@@ -55,7 +55,7 @@ def export_student(student: Student, folder: Path) -> Variant:
 def front_end_nodes(model: onnx.ModelProto) -> Iterator[str]:
     """Names of the nodes that make up the front end: its own, and everything that they read from."""
     producers = {output: node for node in model.graph.node for output in node.output}
-    waiting = [node for node in model.graph.node if "'frontend'" in _scope(node)]
+    waiting = [node for node in model.graph.node if _is_in("frontend", node)]
     seen: set[str] = set()
     while waiting:
         node = waiting.pop()
@@ -65,8 +65,14 @@ def front_end_nodes(model: onnx.ModelProto) -> Iterator[str]:
     return (node.name for node in model.graph.node if node.name in seen)
 
 
-def _scope(node: onnx.NodeProto) -> str:
-    return next((entry.value for entry in node.metadata_props if entry.key == _SCOPES), "")
+def _nodes_of(module: str, model: onnx.ModelProto) -> Iterator[str]:
+    """Names of the nodes that a submodule of the student became. Eight bits cannot hold 300 +- 0.1 K."""
+    return (node.name for node in model.graph.node if _is_in(module, node))
+
+
+def _is_in(module: str, node: onnx.NodeProto) -> bool:
+    scopes = next((entry.value for entry in node.metadata_props if entry.key == _SCOPES), "")
+    return f"'{module}'" in scopes
 
 
 def _strip(model: onnx.ModelProto) -> None:

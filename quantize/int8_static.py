@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -36,7 +36,8 @@ class Int8Options:
 def quantize_int8(source: Variant, samples: NDArray[Any], folder: Path, options: Int8Options) -> Variant:
     """Writes the int8 variant of an fp32 variant with ONNX Runtime's quantizer.
 
-    Activations are unsigned and weights signed, which x86 kernels want. The front end stays in float.
+    Activations are unsigned and weights signed, which x86 kernels want. The front end stays in float, and so
+    does the last step to physical units.
 
     Args:
         samples: ``(count, *shape)`` real samples as the graph takes them.
@@ -64,16 +65,18 @@ def quantize_int8(source: Variant, samples: NDArray[Any], folder: Path, options:
             calibrate_method=methods[options.calibrator],
         )
         model = onnx.load(temporary / MODEL)
-        _require_float_front_end(model, source.float_nodes)
+        # What comes after the network reads what the network has in eight bits; it computes in float.
+        _require_float_front_end(model, set(source.float_nodes) - set(source.answer_nodes))
     variant = Variant(
         name=folder.name,
         scheme="int8-static",
         backend="onnxruntime",
         folder=folder,
         input=source.input,
-        classes=source.classes,
+        output=source.output,
         opset=source.opset,
         float_nodes=source.float_nodes,
+        answer_nodes=source.answer_nodes,
         facts={**asdict(options), "reduce_range": reduce_range, "calibration_samples": len(samples)},
     )
     variant.save()
@@ -102,11 +105,11 @@ def _needs_reduced_range() -> bool:
     return machine.arch in ("x86_64", "AMD64") and not {"vnni", "amx_int8"} & set(machine.isa)
 
 
-def _require_float_front_end(model: onnx.ModelProto, float_nodes: tuple[str, ...]) -> None:
+def _require_float_front_end(model: onnx.ModelProto, front_end: Collection[str]) -> None:
     """No node of the front end may read a dequantized value: a log-mel in int8 is noise."""
     dequantized = {out for node in model.graph.node if node.op_type == "DequantizeLinear" for out in node.output}
     for node in model.graph.node:
-        if node.name in float_nodes and dequantized & set(node.input):
+        if node.name in front_end and dequantized & set(node.input):
             raise RuntimeError(f"front-end node {node.name} was quantized")
 
 

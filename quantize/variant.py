@@ -8,6 +8,7 @@ from typing import Any
 
 from mst_edge.core.errors import UserError
 from mst_edge.core.files import read_json, sha256_file, write_json
+from mst_edge.core.scoring import OutputSpec
 
 MODEL, SIDECAR = "model.onnx", "variant.json"
 
@@ -32,7 +33,9 @@ class Variant:
         scheme: ``fp32`` or ``int8-static``.
         backend: the library that made it.
         folder: holds ``model.onnx`` and ``variant.json``.
-        float_nodes: names of the nodes that stay in float32 (the front end).
+        output: what the graph's one output means.
+        float_nodes: names of the nodes that stay in float32: the front end, and ``answer_nodes``.
+        answer_nodes: names of the nodes after the network, which bring numbers to their own units.
         facts: how it was made (options, calibration).
     """
 
@@ -41,9 +44,10 @@ class Variant:
     backend: str
     folder: Path
     input: InputSpec
-    classes: tuple[str, ...]
+    output: OutputSpec
     opset: int
     float_nodes: tuple[str, ...] = ()
+    answer_nodes: tuple[str, ...] = ()
     facts: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -81,7 +85,8 @@ def load_variant(folder: Path) -> Variant:
             **record,
             "folder": folder,
             "input": InputSpec(**{**said, "shape": tuple(said["shape"])}),
-            "classes": tuple(record["classes"]),
+            "output": OutputSpec.from_dict(record["output"]),
             "float_nodes": tuple(record["float_nodes"]),
+            "answer_nodes": tuple(record["answer_nodes"]),
         }
     )

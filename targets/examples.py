@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import re
 import wave
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,27 +13,36 @@ from numpy.typing import NDArray
 
 from quantize.variant import InputSpec
 
-MOST_EXAMPLES = 10
+MOST_EXAMPLES, MOST_UNNAMED = 10, 5
 
 
 def example_files(
-    spec: InputSpec, inputs: NDArray[Any], target: NDArray[np.int64], labels: Sequence[str]
+    spec: InputSpec, inputs: NDArray[Any], target: NDArray[Any], labels: Sequence[str]
 ) -> Mapping[str, bytes]:
-    """File name to content: the first of ``inputs`` of each class, for up to ten classes.
+    """File name to content: the first of ``inputs`` of each class, for up to ten classes; the first few where
+    samples have no class.
 
     Sound becomes 16-bit wav, 8-bit pictures become png, everything else ``.npy``. A file is named after
-    its true class. The samples are the first ones, not those that a student gets right.
+    its true class, or its place. The samples are the first ones, not those that a student gets right.
     """
     files: dict[str, bytes] = {}
-    for number, label in enumerate(labels[:MOST_EXAMPLES]):
-        rows = np.flatnonzero(target == number)
-        if not len(rows):
-            continue
-        suffix, content = _encode(spec, np.asarray(inputs[rows[0]]))
-        stem = re.sub(r"[^\w-]+", "_", label).strip("_") or f"class_{number}"
-        name = f"{stem}{suffix}"
-        files[name if name not in files else f"{stem}_{number}{suffix}"] = content
+    for number, name, row in _chosen(target, labels):
+        suffix, content = _encode(spec, np.asarray(inputs[row]))
+        stem = re.sub(r"[^\w-]+", "_", name).strip("_") or f"class_{number}"
+        file = f"{stem}{suffix}"
+        files[file if file not in files else f"{stem}_{number}{suffix}"] = content
     return files
+
+
+def _chosen(target: NDArray[Any], labels: Sequence[str]) -> Iterator[tuple[int, str, int]]:
+    """A file's number, what it is named after, and the number of its sample."""
+    if target.ndim > 1:
+        yield from ((row, f"sample_{row}", row) for row in range(min(MOST_UNNAMED, len(target))))
+        return
+    for number, name in enumerate(labels[:MOST_EXAMPLES]):
+        rows = np.flatnonzero(target == number)
+        if len(rows):
+            yield number, name, int(rows[0])
 
 
 def _encode(spec: InputSpec, sample: NDArray[Any]) -> tuple[str, bytes]:

@@ -6,23 +6,26 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
-from mst_edge.core.stats import Interval, paired_difference
+from mst_edge.core.scoring import Scoring
+from mst_edge.core.stats import Interval
 from targets.measure import Measurement
 from targets.spec import Build
 
 
 @dataclass(frozen=True)
 class AccuracyGoal:
-    """Limits on accuracy; ``None`` is no limit. Drops are relative to the fp32 student on the same samples.
+    """Limits on the task's headline metric; ``None`` is no limit. Drops are relative to the fp32 student on the
+    same samples, and positive where a build is worse, whichever way the metric goes.
 
     Attributes:
+        min, max: of a metric that is better when higher, or when lower.
         confident: the bound of the 95 % interval must hold the limit, not only the point estimate.
     """
 
     min: float | None = None
+    max: float | None = None
     max_relative_drop_percent: float | None = None
     max_drop_points: float | None = None
     confident: bool = False
@@ -64,12 +67,14 @@ class Check:
 
 @dataclass(frozen=True)
 class Accuracy:
-    """Accuracy of a build on the whole test split, on its runtime.
+    """How right a build is on the whole test split, on its runtime.
 
     Attributes:
-        drop: how much accuracy was lost against the fp32 student, with its 95 % interval, in [-1, 1].
-        relative_drop: the same as a share of the fp32 student's accuracy.
-        agreement: share of samples on which build and fp32 student say the same.
+        value: of the task's headline metric.
+        drop: how much worse than the fp32 student, with its 95 % interval.
+        relative_drop: the same as a share of the fp32 student's value.
+        agreement: share of answers in which build and fp32 student say the same.
+        label: what people call the metric.
     """
 
     value: float
@@ -77,6 +82,7 @@ class Accuracy:
     relative_drop: Interval
     agreement: float
     samples: int
+    label: str = "accuracy"
 
 
 @dataclass(frozen=True)
@@ -111,19 +117,18 @@ class Verdict:
 
 
 def compare_accuracy(
-    logits: NDArray[np.floating[Any]], reference: NDArray[np.floating[Any]], target: NDArray[np.int64]
+    answers: NDArray[Any], reference: NDArray[Any], target: NDArray[Any], scoring: Scoring
 ) -> Accuracy:
-    """Accuracy of ``logits`` against that of ``reference`` on the same samples, all ``(samples, ...)``."""
-    ours, theirs = logits.argmax(axis=1), reference.argmax(axis=1)
-    right, right_before = ours == target, theirs == target
-    drop = paired_difference(right_before, right)
-    before = max(float(right_before.mean()), 1e-9)
+    """How right ``answers`` are beside ``reference`` on the same samples, all as ``scoring`` keeps them."""
+    ours, theirs = (scoring.statistics(said, target) for said in (answers, reference))
+    drop = scoring.drop(theirs, ours)
     return Accuracy(
-        value=float(right.mean()),
+        value=scoring.value(ours),
         drop=drop,
-        relative_drop=drop.scaled(1 / before),
-        agreement=float((ours == theirs).mean()),
+        relative_drop=drop.scaled(1 / max(scoring.value(theirs), 1e-9)),
+        agreement=scoring.agreement(answers, reference),
         samples=len(target),
+        label=scoring.label,
     )
 
 
@@ -165,7 +170,7 @@ def _fastest(candidates: Sequence[Candidate]) -> Candidate | None:
 
 def _badness(candidate: Candidate, checks: Sequence[Check]) -> tuple[float, ...]:
     missed = sum(not check.passed for check in checks)
-    return (missed, -candidate.accuracy.value, candidate.measurement.latency.p90_ms)
+    return (missed, candidate.accuracy.drop.estimate, candidate.measurement.latency.p90_ms)
 
 
 def _too_little_gain(candidate: Candidate, best_float: Candidate, wanted: float) -> str:
@@ -203,17 +208,18 @@ def _parity_check(candidate: Candidate) -> Check:
     return Check(
         "parity",
         candidate.parity <= candidate.parity_limit,
-        f"logits differ by at most {candidate.parity:.2g} from torch, {candidate.parity_limit:.2g} allowed",
+        f"outputs differ by at most {candidate.parity:.2g} from torch, {candidate.parity_limit:.2g} allowed",
     )
 
 
 def _accuracy_checks(candidate: Candidate, goal: AccuracyGoal) -> list[Check]:
     accuracy, checks = candidate.accuracy, []
     sure = " (bound of the 95 % interval)" if goal.confident else ""
+    found = f"{accuracy.label} {accuracy.value:.2%}"
     if goal.min is not None:
-        checks.append(
-            Check("accuracy.min", accuracy.value >= goal.min, f"accuracy {accuracy.value:.2%}, at least {goal.min:.2%}")
-        )
+        checks.append(Check("accuracy.min", accuracy.value >= goal.min, f"{found}, at least {goal.min:.2%}"))
+    if goal.max is not None:
+        checks.append(Check("accuracy.max", accuracy.value <= goal.max, f"{found}, at most {goal.max:.2%}"))
     if goal.max_relative_drop_percent is not None:
         drop = 100 * (accuracy.relative_drop.high if goal.confident else accuracy.relative_drop.estimate)
         limit = goal.max_relative_drop_percent

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from mst_edge.core.scoring import OutputSpec, Predictions
 from mst_edge.core.stats import percentiles
 from targets.spec import Build
 
@@ -138,30 +138,37 @@ def _end(process: subprocess.Popen[str]) -> None:
 def measure(
     builds: Sequence[Build],
     samples: Path,
+    output: OutputSpec,
     protocol: Protocol = QUICK,
     progress: Callable[[str], None] = lambda _: None,
-) -> dict[str, tuple[Measurement, NDArray[np.float32]]]:
+) -> dict[str, tuple[Measurement, Predictions]]:
     """Measures builds side by side: rounds alternate between them, so that drift hits all alike.
 
     Args:
         samples: ``.npy`` file of ``(samples, *input)`` real inputs; all are predicted, some are timed.
+        output: what the builds' one output means.
 
     Returns:
-        Build id to its measurement and its ``(samples, outputs)`` logits at batch 1.
+        Build id to its measurement and what it said of all samples, at batch 1.
     """
     with ExitStack() as stack:
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="mst-edge-")))
         workers = [stack.enter_context(Worker(build, samples)) for build in builds]
-        logits = {}
+        said = {}
         for worker in workers:
             progress(f"accuracy of {worker.build.id}")
-            worker.ask(do="predict", out=str(scratch / "logits.npy"))
-            logits[worker.build.id] = np.load(scratch / "logits.npy", allow_pickle=False)
+            said[worker.build.id] = _predict(worker, output, scratch)
         timings = _interleave(workers, protocol, progress)
         return {
-            worker.build.id: (_measurement(worker, timings[worker.build.id], protocol), logits[worker.build.id])
+            worker.build.id: (_measurement(worker, timings[worker.build.id], protocol), said[worker.build.id])
             for worker in workers
         }
+
+
+def _predict(worker: Worker, output: OutputSpec, scratch: Path) -> Predictions:
+    answers, outputs = scratch / "answers.npy", scratch / "outputs.npy"
+    worker.ask(do="predict", output=asdict(output), answers=str(answers), outputs=str(outputs))
+    return Predictions(*(np.load(file, allow_pickle=False) for file in (answers, outputs)))
 
 
 @dataclass

@@ -16,11 +16,12 @@ from numpy.typing import NDArray
 
 from apps.runtime.manifest import FORMAT, MANIFEST, VERSION
 from mst_edge.core.files import atomic_path, sha256_file, write_json, write_text
+from mst_edge.core.scoring import OutputSpec
 from quantize.variant import InputSpec
 from targets.spec import Build
 
 _RUN = '''\
-"""Labels for files, with the model in this bundle: python run.py FILE..."""
+"""Answers for files, with the model in this bundle: python run.py FILE..."""
 
 import sys
 from pathlib import Path
@@ -41,8 +42,8 @@ class PackedBuild:
     """A build to pack.
 
     Attributes:
-        reference_outputs: ``(samples, outputs)`` logits that it gave for the reference inputs.
-        tolerance: largest difference from them that another device may show.
+        reference_outputs: ``(samples, outputs, ...)`` that it gave for the reference inputs.
+        tolerance: largest difference from them that another device may show; of numbers, in units of their scale.
         expected: accuracy, latency and memory as measured here.
     """
 
@@ -57,8 +58,7 @@ def pack(
     *,
     name: str,
     target: str,
-    task: str,
-    labels: Sequence[str],
+    output: OutputSpec,
     input_spec: InputSpec,
     reference_inputs: NDArray[Any],
     builds: Sequence[PackedBuild],
@@ -92,8 +92,11 @@ def pack(
             "version": VERSION,
             "name": name,
             "target": target,
-            "task": task,
-            "labels": list(labels),
+            "task": output.task,
+            "labels": list(output.names),
+            "units": list(output.units),
+            "scale": list(output.scale),
+            "ignore_label": output.ignore_label,
             "input": asdict(input_spec),
             "reference_inputs": "reference/inputs.npy",
             "builds": entries,

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from apps.runtime.bundle import memory_mb
+from mst_edge.core.scoring import OutputSpec, collect, scoring_of
 from targets.spec import load_build
 from targets.target import get_target
 
@@ -50,8 +51,10 @@ def main() -> None:
 
 def _serve(runner: Any, samples: Any, request: dict[str, Any]) -> dict[str, Any]:
     if request["do"] == "predict":
-        logits = [runner.run(np.ascontiguousarray(samples[i : i + 1])) for i in range(len(samples))]
-        np.save(request["out"], np.concatenate(logits).astype(np.float32))
+        outputs = (runner.run(np.ascontiguousarray(samples[i : i + 1])) for i in range(len(samples)))
+        said = collect(outputs, scoring_of(OutputSpec.from_dict(request["output"])))
+        np.save(request["answers"], said.answers, allow_pickle=False)
+        np.save(request["outputs"], said.outputs, allow_pickle=False)
         return {}
     inputs = [np.ascontiguousarray(samples[i : i + 1]) for i in range(min(len(samples), 16))]
     if request["do"] == "warm_up":

@@ -66,6 +66,47 @@ def write_vectors(folder: Path, *, samples: int = 240, modalities: int = 2, nois
     return folder
 
 
+def write_numbers(folder: Path, *, samples: int = 200, seed: int = 0) -> Path:
+    """A learnable regression dataset: from ``signal`` and ``facts`` as above, two numbers in very different units.
+
+    ``temperature`` is 300 K give or take a tenth: what is lost in eight bits of 300 shows.
+    """
+    rng = np.random.default_rng(seed)
+    hidden = rng.normal(0, 1, (samples, 2))
+    waves = np.sin(np.linspace(0, 6, 40)[:, None] + np.arange(3)) * hidden[:, :1, None] + hidden[:, 1:, None]
+    folder.mkdir(parents=True, exist_ok=True)
+    np.save(folder / "signal.npy", (waves + rng.normal(0, 0.3, (samples, 40, 3))).astype(np.float32))
+    np.save(folder / "facts.npy", (hidden @ rng.normal(0, 1, (2, 12)) + rng.normal(0, 0.1, (samples, 12))))
+    np.save(folder / "target.npy", np.stack([300 + 0.1 * hidden[:, 0], 5000 * hidden[:, 1]], axis=1))
+    (folder / "dataset.yaml").write_text(
+        "task: regression\ntarget_names: [temperature, speed]\ntarget_units: [K, 1/min]\n", encoding="utf-8"
+    )
+    return folder
+
+
+def write_label_maps(folder: Path, *, samples: int = 60, size: tuple[int, int] = (20, 24), seed: int = 0) -> Path:
+    """A learnable segmentation dataset of three classes and unlabelled borders (255): ``colour`` and ``depth``."""
+    rng = np.random.default_rng(seed)
+    height, width = size
+    rows, columns = np.mgrid[:height, :width]
+    target = np.zeros((samples, height, width), np.uint8)
+    for label in (1, 2):
+        top, left = rng.integers(0, (height - 8, width - 8), (samples, 2)).T[:, :, None, None]
+        inside = (rows >= top) & (rows < top + 8) & (columns >= left) & (columns < left + 8)
+        target[inside] = label
+    colour = np.array([[40, 40, 40], [200, 60, 60], [60, 90, 200]])[target] + rng.normal(0, 40, (*target.shape, 3))
+    depth = np.array([1.0, 0.6, 0.3])[target] + rng.normal(0, 0.1, target.shape)
+    target[:, 0] = 255
+    folder.mkdir(parents=True, exist_ok=True)
+    np.save(folder / "colour.npy", np.clip(colour, 0, 255).astype(np.uint8))
+    np.save(folder / "depth.npy", depth[..., None].astype(np.float32))
+    np.save(folder / "target.npy", target)
+    (folder / "dataset.yaml").write_text(
+        "task: segmentation\nclasses: [floor, box, ball]\nignore_label: 255\n", encoding="utf-8"
+    )
+    return folder
+
+
 def write_small_recipe(path: Path, data: Path, **changes: object) -> Path:
     """A recipe that runs in seconds and has no latency goal: no timing decides a test."""
     recipe: dict[str, object] = {

@@ -99,6 +99,8 @@ def test_the_page_of_recipe_keys_is_complete_and_shows_the_defaults(tmp_path):
             assert documented[key] == value, key
 
 
+_DENSE = {"segnet", "fusenet", "small_unet", "map_fusion"}
+
 # What the page sets to something, for illustration.
 _EXAMPLES = {"name", "dataset.path", "dataset.name", "student.modality"}
 
@@ -130,7 +132,9 @@ def test_every_network_is_on_its_page_with_its_size_and_options():
         takes = list(inspect.signature(NETWORKS.get(name)).parameters)[2:]
         assert re.findall(r"`(\w+)`", options) == takes, name
         assert (name in examples) == bool(takes), name
+        dense = next(iter(shapes.values()))[1:] if name in _DENSE else None
         with torch.device("meta"):
-            model = build_model(name, NetworkChoice(name), shapes, int(outputs), where=name)
-            build_model(name, NetworkChoice(name, examples.get(name, {})), shapes, int(outputs), where=name)
+            model = build_model(name, NetworkChoice(name), shapes, int(outputs), where=name, map_size=dense)
+            example = NetworkChoice(name, examples.get(name, {}))
+            build_model(name, example, shapes, int(outputs), where=name, map_size=dense)
         assert f"{model.parameters:,}".replace(",", " ") == parameters, name

@@ -9,9 +9,23 @@
 Everything here runs on Python 3.10 and imports nothing of mst-edge, because a bundle carries it along.
 """
 
-from .bundle import Bundle, Prediction, memory_mb
+from .answers import Answer, LabelMap, Numbers, Prediction
+from .bundle import Bundle, memory_mb
 from .errors import BundleError
 from .inputs import Sample, read_sample
 from .manifest import Manifest
+from .png import write_label_map
 
-__all__ = ["Bundle", "BundleError", "Manifest", "Prediction", "Sample", "memory_mb", "read_sample"]
+__all__ = [
+    "Answer",
+    "Bundle",
+    "BundleError",
+    "LabelMap",
+    "Manifest",
+    "Numbers",
+    "Prediction",
+    "Sample",
+    "memory_mb",
+    "read_sample",
+    "write_label_map",
+]

@@ -1,4 +1,4 @@
-"""What ``python run.py FILE...`` in a bundle does: labels for files, and a self-test."""
+"""What ``python run.py FILE...`` in a bundle does: answers for files, and a self-test."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import json
 import sys
 from pathlib import Path
 
+from .answers import keep_label_map
 from .bundle import Bundle, memory_mb, warn
 from .errors import BundleError
 from .inputs import read_sample
@@ -14,9 +15,10 @@ from .inputs import read_sample
 
 def main(folder: Path, arguments: list[str] | None = None) -> int:
     """Runs the bundle in ``folder``; returns the process's exit code."""
-    parser = argparse.ArgumentParser(prog="run.py", description="Labels for files, with the model in this bundle.")
+    parser = argparse.ArgumentParser(prog="run.py", description="Answers for files, with the model in this bundle.")
     parser.add_argument("files", nargs="*", type=Path, help="wav, picture or .npy files")
     parser.add_argument("--json", action="store_true", help="one JSON object per line")
+    parser.add_argument("--maps", type=Path, metavar="DIR", help="write label maps there as png (segmentation)")
     parser.add_argument("--self-test", action="store_true", help="run the reference inputs and compare")
     parser.add_argument("--runtime", help="inference runtime to use instead of the preferred one")
     chosen = parser.parse_args(arguments)
@@ -30,26 +32,27 @@ def main(folder: Path, arguments: list[str] | None = None) -> int:
                 difference = bundle.self_test()
                 print(f"self-test passed: {bundle.build.id}, largest difference {difference:.3g}")
             for file in chosen.files:
-                _label(bundle, file, as_json=chosen.json)
+                _answer(bundle, file, chosen.maps, as_json=chosen.json)
     except BundleError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0
 
 
-def _label(bundle: Bundle, file: Path, *, as_json: bool) -> None:
+def _answer(bundle: Bundle, file: Path, maps: Path | None, *, as_json: bool) -> None:
     sample = read_sample(file, bundle.manifest.input)
     warn(list(sample.notes))
-    said = bundle.predict(sample.array)
+    said = bundle.answer(sample.array)
     if as_json:
         record = {
             "file": str(file),
-            "label": said.label,
-            "confidence": round(said.confidence, 6),
+            **said.record(),
             "latency_ms": round(said.latency_ms, 4),
             "build": bundle.build.id,
             "memory_mb": {name: round(value, 1) for name, value in memory_mb().items()},
         }
         print(json.dumps(record))
     else:
-        print(f"{file}\t{said.label}\t{said.confidence:.1%}\t{said.latency_ms:.2f} ms")
+        print(f"{file}\t{said.text()}\t{said.latency_ms:.2f} ms")
+    if maps is not None:
+        keep_label_map(said, maps, file)

@@ -10,7 +10,7 @@ from typing import Any
 from .errors import BundleError
 
 MANIFEST = "manifest.json"
-FORMAT, VERSION = "mst-edge-bundle", 1
+FORMAT, VERSION = "mst-edge-bundle", 2
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,8 @@ class BuildEntry:
     Attributes:
         model: path of its model file inside the bundle.
         options: what the engine is opened with (threads, precision).
-        reference_outputs: path of the logits that it gave for the reference inputs.
+        reference_outputs: path of the outputs that it gave for the reference inputs.
+        tolerance: how far from them another device may be; of numbers, in units of ``scale``.
         expected: accuracy, latency and memory as measured when it was packed.
     """
 
@@ -47,12 +48,23 @@ class BuildEntry:
 
 @dataclass(frozen=True)
 class Manifest:
-    """A whole manifest; ``builds`` in order of preference."""
+    """A whole manifest; ``builds`` in order of preference.
+
+    Attributes:
+        task: ``classification``, ``segmentation`` or ``regression``.
+        labels: names of the classes, or of the numbers.
+        units: of the numbers, one per label; empty for classes.
+        scale: standard deviation of each number over the training data; empty for classes.
+        ignore_label: class that stands for pixels without a label.
+    """
 
     name: str
     target: str
     task: str
     labels: tuple[str, ...]
+    units: tuple[str, ...]
+    scale: tuple[float, ...]
+    ignore_label: int | None
     input: InputSpec
     reference_inputs: str
     builds: tuple[BuildEntry, ...]
@@ -115,6 +127,9 @@ def _parse(raw: dict[str, Any]) -> Manifest:
         target=str(raw["target"]),
         task=str(raw["task"]),
         labels=tuple(str(label) for label in raw["labels"]),
+        units=tuple(str(unit) for unit in raw["units"]),
+        scale=tuple(float(scale) for scale in raw["scale"]),
+        ignore_label=None if raw["ignore_label"] is None else int(raw["ignore_label"]),
         input=InputSpec(
             name=str(said["name"]),
             kind=str(said["kind"]),

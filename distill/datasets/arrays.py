@@ -18,13 +18,13 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
 from distill.datasets.spec import Dataset, Kind, ModalitySpec
+from distill.datasets.target import Target, blocks, read_target
 from mst_edge.core.border import parse, read_yaml
 from mst_edge.core.errors import UserError
 from mst_edge.core.files import atomic_path
 
 DESCRIPTION = "dataset.yaml"
 _RESERVED = {"target", "split"}
-_BLOCK_BYTES = 32 << 20
 _AUDIO_WORDS = ("audio", "speech", "sound", "wave", "wav", "mic", "voice")
 _RANKS = {Kind.IMAGE: (2, 3), Kind.AUDIO: (1,), Kind.SEQUENCE: (2,), Kind.VECTOR: (1,), Kind.VIDEO: (4,)}
 
@@ -42,9 +42,11 @@ class DatasetFile(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     name: str = ""
-    task: Literal["classification", "segmentation"] = "classification"
+    task: Literal["classification", "segmentation", "regression"] | None = None
     classes: list[str] | None = None
     ignore_label: int | None = None
+    target_names: list[Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_]*$")]] | None = None
+    target_units: list[str] | None = None
     modalities: dict[Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_]*$")], ModalityFile] = {}
     groups: dict[str, str] = {}
     split: str | None = None
@@ -65,19 +67,20 @@ def open_arrays(folder: Path) -> Dataset:
         raise UserError("no such folder", where=folder)
     about = _describe(folder)
     arrays = _modality_arrays(folder, about)
-    target, classes = _target(folder, about)
-    _require_lengths(folder, arrays, len(target))
+    path = folder / "target.npy"
+    truth = read_target(path, load_npy(path), about, folder / DESCRIPTION)
+    samples = len(truth.values)
+    _require_lengths(folder, arrays, samples)
     modalities = {name: _spec(folder, name, array, about) for name, array in arrays.items()}
-    groups = {name: _labels_file(folder, file, len(target)) for name, file in _group_files(folder, about)}
-    split = _explicit_split(folder, about, len(target))
+    groups = {name: _labels_file(folder, file, samples) for name, file in _group_files(folder, about)}
+    split = _explicit_split(folder, about, samples)
     return Dataset(
         name=about.name or folder.resolve().name,
         root=folder,
         modalities=modalities,
         arrays=arrays,
-        classes=classes,
-        target=target,
-        fingerprint=_check_values(folder, arrays, target),
+        truth=truth,
+        fingerprint=_check_values(folder, arrays, truth),
         groups=groups,
         explicit_split=split,
         licence=about.licence,
@@ -188,38 +191,6 @@ def _modality_arrays(folder: Path, about: DatasetFile) -> dict[str, NDArray[Any]
     return {name: load_npy(folder / f"{name}.npy") for name in names}
 
 
-def _target(folder: Path, about: DatasetFile) -> tuple[NDArray[np.int64], tuple[str, ...]]:
-    path = folder / "target.npy"
-    raw = load_npy(path)
-    if raw.ndim != 1 or not len(raw):
-        raise UserError(f"expected shape (samples,), received {raw.shape}", where=path)
-    if raw.dtype.kind == "U":
-        return _named_target(path, np.asarray(raw), about)
-    if raw.dtype.kind not in "iu":
-        raise UserError(
-            f"expected whole class numbers or class names, received dtype {raw.dtype}",
-            where=path,
-            fix="convert it: target.astype('int64')",
-        )
-    target = np.asarray(raw, dtype=np.int64)
-    count = len(about.classes) if about.classes is not None else int(target.max()) + 1
-    bad = np.flatnonzero((target < 0) | (target >= count))
-    if len(bad):
-        raise UserError(f"label {target[bad[0]]} of sample {bad[0]} is out of range 0..{count - 1}", where=path)
-    return target, tuple(about.classes or [str(label) for label in range(count)])
-
-
-def _named_target(path: Path, names: NDArray[Any], about: DatasetFile) -> tuple[NDArray[np.int64], tuple[str, ...]]:
-    classes = tuple(about.classes or sorted({str(name) for name in names}))
-    number = {name: label for label, name in enumerate(classes)}
-    for sample, name in enumerate(names):
-        if str(name) not in number:
-            raise UserError(
-                f"label {str(name)!r} of sample {sample} is not among the classes of {DESCRIPTION}", where=path
-            )
-    return np.array([number[str(name)] for name in names], dtype=np.int64), classes
-
-
 def _require_lengths(folder: Path, arrays: Mapping[str, NDArray[Any]], samples: int) -> None:
     for name, array in arrays.items():
         path = folder / f"{name}.npy"
@@ -283,12 +254,14 @@ def _explicit_split(folder: Path, about: DatasetFile, samples: int) -> NDArray[n
     return np.asarray(codes, dtype=np.int64)
 
 
-def _check_values(folder: Path, arrays: Mapping[str, NDArray[Any]], target: NDArray[np.int64]) -> str:
+def _check_values(folder: Path, arrays: Mapping[str, NDArray[Any]], truth: Target) -> str:
     """Refuses NaN and infinity; returns the sha256 over names, shapes and bytes."""
-    digest = hashlib.sha256(target.tobytes())
+    digest = hashlib.sha256(repr((truth.task, truth.names, truth.ignore_label)).encode())
+    for _, block in blocks(truth.values):
+        digest.update(block.tobytes())
     for name, array in sorted(arrays.items()):
         digest.update(f"{name}{array.shape}{array.dtype.str}".encode())
-        for start, block in _blocks(array):
+        for start, block in blocks(array):
             digest.update(block.tobytes())
             if block.dtype.kind == "f":
                 bad = ~np.isfinite(block).reshape(len(block), -1).all(axis=1)
@@ -299,9 +272,3 @@ def _check_values(folder: Path, arrays: Mapping[str, NDArray[Any]], target: NDAr
                         fix="clean or drop that sample",
                     )
     return digest.hexdigest()
-
-
-def _blocks(array: NDArray[Any]) -> Iterator[tuple[int, NDArray[Any]]]:
-    rows = max(1, _BLOCK_BYTES // max(1, array[0].nbytes))
-    for start in range(0, len(array), rows):
-        yield start, np.asarray(array[start : start + rows])

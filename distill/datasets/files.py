@@ -2,7 +2,8 @@
 
 Class folders: ``DATA/<class>/<stem>.wav`` beside ``DATA/<class>/<stem>.png``, files of one stem being one
 sample; or ``DATA/<modality>/<class>/<stem>.wav``. A CSV has a column ``target`` (or ``label``), one column
-of paths per modality, and optionally ``group`` and ``split``. docs/data.md has examples.
+of paths per modality, and optionally ``group`` and ``split``. A target column of numbers with a fraction is to be
+regressed. docs/data.md has examples.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +23,7 @@ from distill.datasets.arrays import DatasetFile, ModalityFile, load_npy, open_ar
 from distill.datasets.builder import cache_root
 from distill.datasets.readers import resample
 from distill.datasets.spec import SPLITS, Dataset, Kind
+from distill.datasets.target import REGRESSION
 from mst_edge.core.errors import UserError
 from mst_edge.core.files import atomic_path, sha256_json
 
@@ -41,12 +43,14 @@ class FilesOptions:
             loudest stretch is taken.
         image_size: height and width that all pictures are resized to.
         image_channels: 1 for grey, 3 for colour.
+        task: what the target column is; ``regression`` where every entry is a number and one has a fraction.
     """
 
     sample_rate_hz: int = 0
     seconds: float = 0.0
     image_size: tuple[int, ...] = ()
     image_channels: int = 0
+    task: Literal["", "classification", "regression"] = ""
 
     def __post_init__(self) -> None:
         if self.image_size and (len(self.image_size) != 2 or min(self.image_size) < 1):
@@ -144,7 +148,16 @@ def settle(listing: Listing, options: FilesOptions) -> FilesOptions:
             scale = min(1.0, 96 / min(width, height))
             size = size or (max(1, round(height * scale)), max(1, round(width * scale)))
             channels = channels or (1 if mode in ("L", "1", "I;16") else 3)
-    return FilesOptions(rate, seconds, tuple(size), channels)
+    return FilesOptions(rate, seconds, tuple(size), channels, options.task or _task(listing.labels))
+
+
+def _task(labels: Sequence[str]) -> Literal["", "regression"]:
+    """Quantities have a fraction somewhere; whole numbers are classes unless the recipe says otherwise."""
+    try:
+        numbers = [float(label) for label in labels]
+    except ValueError:
+        return ""
+    return "" if all(number.is_integer() for number in numbers) else REGRESSION
 
 
 def kind_of(file: Path) -> Kind | None:
@@ -256,7 +269,6 @@ def _type_name(file: Path) -> str:
 
 
 def _convert(listing: Listing, options: FilesOptions, folder: Path, source: Path) -> None:
-    classes = sorted(set(listing.labels))
     modalities, groups = {}, {}
     with atomic_path(folder) as temporary:
         temporary.mkdir()
@@ -265,7 +277,8 @@ def _convert(listing: Listing, options: FilesOptions, folder: Path, source: Path
             _write_modality(temporary / f"{name}.npy", files, kind, options)
             rate = options.sample_rate_hz if kind is Kind.AUDIO else None
             modalities[name] = ModalityFile(kind=kind, sample_rate_hz=rate)
-        np.save(temporary / "target.npy", np.array([classes.index(label) for label in listing.labels]))
+        target, classes = _target(listing, options)
+        np.save(temporary / "target.npy", target)
         if listing.groups:
             np.save(temporary / "group.npy", np.array(listing.groups))
             groups["group"] = "group.npy"
@@ -273,6 +286,7 @@ def _convert(listing: Listing, options: FilesOptions, folder: Path, source: Path
             np.save(temporary / "split.npy", np.array([SPLITS.index(split) for split in listing.splits]))
         about = DatasetFile(
             name=source.stem,
+            task=options.task or None,
             classes=classes,
             modalities=modalities,
             groups=groups,
@@ -280,6 +294,23 @@ def _convert(listing: Listing, options: FilesOptions, folder: Path, source: Path
             source=str(source),
         )
         write_description(temporary, about)
+
+
+def _target(listing: Listing, options: FilesOptions) -> tuple[NDArray[Any], list[str] | None]:
+    """Class numbers and their names, or numbers to be regressed."""
+    if options.task == REGRESSION:
+        return np.array([_number(label, row, listing.root) for row, label in enumerate(listing.labels)]), None
+    classes = sorted(set(listing.labels))
+    return np.array([classes.index(label) for label in listing.labels]), classes
+
+
+def _number(label: str, row: int, root: Path) -> float:
+    try:
+        return float(label)
+    except ValueError:
+        raise UserError(
+            f"target {label!r} of sample {row} is no number", where=root, fix="or set dataset.options.task"
+        ) from None
 
 
 def _write_modality(path: Path, files: Sequence[Path], kind: Kind | None, options: FilesOptions) -> None:

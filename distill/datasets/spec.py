@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from distill.datasets.target import CLASSIFICATION, REGRESSION, Target
+
 
 class Kind(StrEnum):
     """What a modality's array means; decides front end, encoder and how a device reads files."""
@@ -47,7 +49,7 @@ class Dataset:
 
     Attributes:
         arrays: modality name to ``(samples, *shape)``.
-        target: ``(samples,)`` int64 class numbers.
+        truth: what is to be predicted: task, names, and the values that ``target`` gives.
         groups: name of a grouping to ``(samples,)``; samples of one group never part in a split.
         explicit_split: ``(samples,)`` with 0 train, 1 val, 2 test, where the data came with a split.
         fingerprint: sha256 over the bytes of everything above.
@@ -57,17 +59,42 @@ class Dataset:
     root: Path
     modalities: Mapping[str, ModalitySpec]
     arrays: Mapping[str, NDArray[Any]]
-    classes: tuple[str, ...]
-    target: NDArray[np.int64]
+    truth: Target
     fingerprint: str
-    task: str = "classification"
     groups: Mapping[str, NDArray[Any]] = field(default_factory=dict)
     explicit_split: NDArray[np.int64] | None = None
     licence: str = "not stated"
     source: str = ""
 
     def __len__(self) -> int:
-        return len(self.target)
+        return len(self.truth.values)
+
+    @property
+    def task(self) -> str:
+        """``classification``, ``segmentation`` or ``regression``."""
+        return self.truth.task
+
+    @property
+    def target(self) -> NDArray[Any]:
+        """Classes ``(samples,)``, label maps ``(samples, H, W)`` or numbers ``(samples, names)``."""
+        return self.truth.values
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes; empty where numbers are predicted."""
+        return () if self.task == REGRESSION else self.truth.names
+
+    @property
+    def strata(self) -> NDArray[np.int64]:
+        """``(samples,)`` what a split keeps in proportion: the class of each sample, or the same for all."""
+        if self.task == CLASSIFICATION:
+            return np.asarray(self.target)
+        return np.zeros(len(self), dtype=np.int64)
+
+    def target_statistics(self, ids: NDArray[np.int64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Mean and standard deviation of each number to be regressed, over the samples ``ids``."""
+        values = self.target[ids].astype(np.float64)
+        return values.mean(axis=0), values.std(axis=0)
 
     def read(self, modality: str, ids: NDArray[np.int64] | slice) -> NDArray[Any]:
         """Samples ``ids`` of one modality, as a device would deliver them.
@@ -82,6 +109,8 @@ class Dataset:
             return raw.astype(np.float32) / float(-np.iinfo(raw.dtype).min)
         return raw.astype(np.float32)
 
-    def class_counts(self, ids: NDArray[np.int64]) -> NDArray[np.int64]:
-        """``(classes,)``: how many of ``ids`` belong to each class."""
+    def class_counts(self, ids: NDArray[np.int64] | slice) -> NDArray[np.int64]:
+        """``(classes,)``: how many of ``ids``, or of their labelled pixels, belong to each class."""
+        if self.truth.class_pixels is not None:
+            return self.truth.class_pixels[ids].sum(axis=0)
         return np.bincount(self.target[ids], minlength=len(self.classes)).astype(np.int64)

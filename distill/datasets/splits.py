@@ -83,7 +83,7 @@ def split_dataset(dataset: Dataset, rule: SplitRule) -> dict[str, NDArray[np.int
         codes = dataset.explicit_split
     else:
         by = rule.by or next(iter(dataset.groups), RANDOM)
-        codes = split_codes(dataset.target, dataset.groups, SplitRule(rule.seed, rule.fractions, by, rule.folds))
+        codes = split_codes(dataset.strata, dataset.groups, SplitRule(rule.seed, rule.fractions, by, rule.folds))
     ids = {name: np.flatnonzero(codes == code) for code, name in enumerate(SPLITS)}
     _require_usable(dataset, ids)
     return ids
@@ -111,11 +111,11 @@ def split_codes(target: NDArray[np.int64], groups: Mapping[str, NDArray[Any]], r
 def assign(target: NDArray[np.int64], groups: NDArray[Any] | None, rule: SplitRule) -> NDArray[np.int64]:
     """Codes 0 train, 1 val, 2 test for each sample.
 
-    Without groups the split is stratified by class. With groups, whole groups are dealt out in random
+    Without groups the split is stratified by ``target``. With groups, whole groups are dealt out in random
     order, largest first, each to the split whose class counts it brings closest to their share.
 
     Args:
-        target: ``(samples,)`` class numbers.
+        target: ``(samples,)`` class numbers; all the same where there are no classes to keep in proportion.
         groups: ``(samples,)`` of any comparable type, or None.
     """
     if not rule.folds:
@@ -200,11 +200,31 @@ def _require_usable(dataset: Dataset, ids: Mapping[str, NDArray[np.int64]]) -> N
                 where=f"dataset {dataset.name}",
                 fix="give more samples or other dataset.split.fractions",
             )
-    missing = np.flatnonzero(dataset.class_counts(ids["train"]) == 0)
-    if len(missing):
+    if dataset.classes:
+        _require_every_class(dataset, ids["train"])
+    else:
+        _require_variation(dataset, ids["train"])
+
+
+def _require_every_class(dataset: Dataset, train: NDArray[np.int64]) -> None:
+    ignored = dataset.truth.ignore_label
+    missing = [label for label in np.flatnonzero(dataset.class_counts(train) == 0) if label != ignored]
+    if missing:
         names = ", ".join(dataset.classes[label] for label in missing)
         raise UserError(
             f"no training sample of class {names}",
             where=f"dataset {dataset.name}",
             fix="another dataset.split.seed or grouping, or leave the class out",
         )
+
+
+def _require_variation(dataset: Dataset, train: NDArray[np.int64]) -> None:
+    mean, deviation = dataset.target_statistics(train)
+    for name, centre, spread in zip(dataset.truth.names, mean, deviation, strict=True):
+        # Relative to the mean: float32 rounding makes a constant vary a little.
+        if spread <= 1e-6 * abs(centre) or spread == 0:
+            raise UserError(
+                f"{name} is {centre:.6g} in every training sample: there is nothing to learn",
+                where=f"dataset {dataset.name}",
+                fix="another dataset.split.seed or grouping, or leave it out of target.npy",
+            )

@@ -6,8 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from distill.datasets.target import TASKS
 from distill.lab import Lab
 from distill.networks.registry import Model
+from mst_edge.core.errors import UserError
 from mst_edge.core.registry import Registry
 
 
@@ -32,10 +34,14 @@ class Method:
 
     What exists only for training stays out of the returned student. ``insights`` holds JSON-able facts
     for the report.
+
+    Class attributes:
+        tasks: which tasks the method can do; all of them where it knows only the task's own losses.
     """
 
     Options: ClassVar[type] = NoOptions
     name: ClassVar[str]
+    tasks: ClassVar[tuple[str, ...]] = TASKS
 
     def __init__(self, lab: Lab, options: Any) -> None:
         self.lab = lab
@@ -43,11 +49,18 @@ class Method:
         self.insights: dict[str, Any] = {}
 
     def check(self) -> None:
-        """Called before anything is trained; by default looks whether the plan can be made.
+        """Called before anything is trained; by default looks whether the task is one that the method can do, and
+        whether the plan can be made.
 
         Raises:
-            UserError: an option does not fit the lab's networks or data.
+            UserError: the task is none of the method's, or an option does not fit the lab's networks or data.
         """
+        if self.lab.task.name not in self.tasks:
+            raise UserError(
+                f"{self.name} cannot do {self.lab.task.name}, only {', '.join(self.tasks)}",
+                where="distill.method or distill.compare",
+                fix="choose another method; docs/methods.md says which can",
+            )
         self.workload()
 
     def workload(self) -> list[Workload]:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from distill.datasets.target import CLASSIFICATION
 from distill.methods.base import METHODS, Workload
 from distill.methods.feature_based import FeatureOptions
 from distill.methods.single_teacher import SingleTeacher
@@ -47,6 +48,7 @@ class CustomisedCrossModal(SingleTeacher):
     """
 
     name = "c2kd"
+    tasks = (CLASSIFICATION,)
     Options: ClassVar[type] = C2kdOptions
 
     def check(self) -> None:

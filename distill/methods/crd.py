@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from distill.datasets.target import CLASSIFICATION
 from distill.methods.base import METHODS
 from distill.methods.feature_based import FeatureMethod, FeatureOptions
 from distill.training.features import Batch, FeatureStore
@@ -28,7 +29,8 @@ class CrdOptions(FeatureOptions):
         task_weight: of CE.
         contrast_weight: of the contrastive loss.
         embedding: width of the space where features are compared.
-        negatives: samples of other classes that each sample is told apart from, drawn with replacement.
+        negatives: samples of other classes that each sample is told apart from, drawn with replacement; any other
+            samples where these have no class.
         temperature: divides cosines.
         momentum: share of the old entry when a memory is brought up to date.
     """
@@ -70,7 +72,7 @@ class ContrastiveMemory(nn.Module):
         self._options = options
         self.student = nn.Linear(student_width, options.embedding)
         self.teacher = nn.Linear(teacher_width, options.embedding)
-        classes = store.target("train")
+        classes = self._classes(store)
         bound = 1 / math.sqrt(options.embedding / 3)
         for name in ("student_memory", "teacher_memory"):
             self.register_buffer(name, (2 * torch.rand(len(classes), options.embedding) - 1) * bound)
@@ -79,6 +81,13 @@ class ContrastiveMemory(nn.Module):
         row[torch.from_numpy(store.splits["train"])] = torch.arange(len(classes))
         self.register_buffer("classes", classes, persistent=False)
         self.register_buffer("row", row, persistent=False)
+
+    @staticmethod
+    def _classes(store: FeatureStore) -> Tensor:
+        """``(training samples,)``; where samples have no class, each is one of its own."""
+        if store.dataset.task == CLASSIFICATION:
+            return store.target("train")
+        return torch.arange(len(store.splits["train"]))
 
     def forward(self, student: Tensor, teacher: Tensor, batch: Batch) -> dict[str, Tensor]:
         # Every process keeps the same memories: it sees the features of all.

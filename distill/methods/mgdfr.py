@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -23,6 +24,7 @@ from distill.training.phase import Phase
 from mst_edge.core.errors import UserError
 
 _WHERE = "distill.options.teacher_layer"
+_MOST_RANKED_BYTES = 256 << 20
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,8 @@ class MgdfrOptions(KdOptions):
         teacher_layer: dotted path of the layer whose features are ranked; empty takes the last maskable one.
         removed: share of the features that are taken from the teacher, those that matter least.
         repeats: permutations that the ranking averages over.
-        ranked_samples: at most so many training samples are used for the ranking.
+        ranked_samples: at most so many training samples are used for the ranking; fewer where their label maps
+            would take more than 256 MB.
     """
 
     joint_share: float = 0.3
@@ -121,18 +124,25 @@ class DecisiveFeatures(KnowledgeDistillation):
         lab, options = self.lab, self.options
         split = self._split(teacher)
         rng = np.random.default_rng(lab.session.seed_for(self.name, "samples"))
-        ids = rng.permutation(lab.store.splits["train"])[: options.ranked_samples]
+        # All at once, since features are shuffled between samples: of label maps fewer fit.
+        most = max(2, _MOST_RANKED_BYTES // (4 * math.prod(lab.task.logits_shape)))
+        ids = rng.permutation(lab.store.splits["train"])[: min(options.ranked_samples, most)]
         batch = lab.store.gather(ids, sorted({*student.reads, *teacher.reads}), lab.session.device)
         kept = split.before(batch.inputs)
         torch.manual_seed(lab.session.seed_for(self.name, "permutations"))
         matters = saliency(split.after, kept, student(batch.inputs), options.repeats)
         removed = matters.argsort()[: int(options.removed * len(matters))]
         means = kept[0].mean(dim=0)
-        self.insights = {"features": len(matters), "removed": sorted(removed.tolist()), "saliency": matters.tolist()}
-        table = lab.cached_logits(
+        self.insights = {
+            "ranked_samples": len(ids),
+            "features": len(matters),
+            "removed": sorted(removed.tolist()),
+            "saliency": matters.tolist(),
+        }
+        pruned = lab.frozen_logits(
             "mgdfr", lambda inputs: split.after(without(split.before(inputs), removed, means)), teacher.reads
         )
-        return lambda batch: {self.teacher: table[batch.ids].to(lab.session.device)}
+        return Answers({self.teacher: pruned})
 
     def _split(self, teacher: Model) -> SplitModel:
         """The teacher, divided at the layer whose features are ranked."""
@@ -159,7 +169,7 @@ def saliency(
     Args:
         after: the part of the teacher above its layer.
         kept: the layer's output ``(B, C)`` or ``(B, C, ...)``, then what bypasses the layer.
-        student: ``(B, K)`` logits.
+        student: ``(B, K, ...)`` logits.
     """
     feature, *bypass = kept
     total = torch.zeros(feature.shape[1])

@@ -9,6 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from distill.datasets.target import CLASSIFICATION, SEGMENTATION
 from distill.methods.base import METHODS
 from distill.methods.single_teacher import SingleTeacher, TeacherOptions
 from distill.training.features import Batch
@@ -37,6 +38,7 @@ class MultiLevelLogits(SingleTeacher):
     """The student imitates probabilities, how classes go together, and how samples go together."""
 
     name = "mlld"
+    tasks = (CLASSIFICATION, SEGMENTATION)
     Options: ClassVar[type] = MlldOptions
 
     def loss(self, student: Tensor, teachers: Mapping[str, Tensor], batch: Batch, epoch: int) -> dict[str, Tensor]:
@@ -56,18 +58,26 @@ def correlations(student: Tensor, teacher: Tensor, temperature: float) -> tuple[
     """Distances between the correlations of student and teacher (CVPR 2023 paper, from memory).
 
     With ``P`` and ``Q`` the ``(B, K)`` softened probabilities of student and teacher:
-    ``||P'P - Q'Q||^2 / K`` between classes, and ``||PP' - QQ'||^2 / B`` between samples.
+    ``||P'P - Q'Q||^2 / K`` between classes, and ``||PP' - QQ'||^2 / B`` between samples. Of dense logits the
+    products are means over the pixels: classes go together in a pixel, samples pixel by pixel.
 
     Args:
-        student, teacher: ``(B, K)`` logits.
+        student, teacher: ``(B, K, ...)`` logits.
 
     Returns:
         Both scalars, classes first.
     """
     # Inside autocast the products would be rounded to bfloat16, and with them their small differences.
     with torch.autocast(student.device.type, enabled=False):
-        p = torch.softmax(student.float() / temperature, dim=1)
-        q = torch.softmax(teacher.float() / temperature, dim=1)
-        between_classes = (p.T @ p - q.T @ q).square().sum() / p.shape[1]
-        between_samples = (p @ p.T - q @ q.T).square().sum() / p.shape[0]
+        p = torch.softmax(student.float() / temperature, dim=1)[..., None].flatten(2)
+        q = torch.softmax(teacher.float() / temperature, dim=1)[..., None].flatten(2)
+        pixels = p.shape[2:].numel()
+        by_class, of_teacher = (x.transpose(0, 1).flatten(1) for x in (p, q))
+        between_classes = _apart(by_class, of_teacher, pixels) / p.shape[1]
+        between_samples = _apart(p.flatten(1), q.flatten(1), pixels) / p.shape[0]
     return between_classes, between_samples
+
+
+def _apart(one: Tensor, other: Tensor, pixels: int) -> Tensor:
+    """Squared distance of two Gram matrices of rows ``(n, ...)``, each a mean over ``pixels``."""
+    return ((one @ one.T - other @ other.T) / pixels).square().sum()

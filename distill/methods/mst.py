@@ -8,12 +8,12 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from distill.lab import Lab, freeze
+from distill.lab import FrozenLogits, Lab, freeze
 from distill.masks import SpecialisedTeacher, make_specialised, probe_layer
 from distill.methods.base import METHODS, Method, Workload
 from distill.mst_options import PAPER, WHERE, MstOptions, ablations, check_options, check_top_k
 from distill.networks.registry import Model
-from distill.router import EvidenceRouter, LinearRouter, UniformRouter, balance_loss, top_k
+from distill.router import balance_loss, top_k
 from distill.training.features import Batch
 from distill.training.phase import Phase
 
@@ -58,10 +58,13 @@ class MstDistill(Method):
         epochs = self.lab.epochs
         # Each mask runs its whole teacher forward, and the part above the mask backward.
         masked = [name for name, layers in self._layers.items() for _ in range(2 * len(layers))]
+        recomputed = [name for name, count in self._specialised().items() for _ in range(count)]
+        if self.lab.keeps_logits:
+            recomputed = []
         return [
             Workload("mst_collaborate", epochs.collaborate, trained=["student", *self._learning()]),
             *([Workload("mst_masks", epochs.masks, forward=masked)] if masked else []),
-            Workload("mst", epochs.distill, trained=["student"]),
+            Workload("mst", epochs.distill, trained=["student"], forward=recomputed),
         ]
 
     def _learning(self) -> list[str]:
@@ -84,14 +87,15 @@ class MstDistill(Method):
 
     def _describe(self, teacher: Model | SpecialisedTeacher) -> dict[str, Any]:
         """What the report says of one teacher of stage 3: how good it is, and how often it was chosen."""
-        logits = self._table(teacher)[self.lab.store.splits["val"]]
-        metrics = self.lab.task.metrics(logits, self.lab.store.target("val"))
+        frozen, meter = self._frozen(teacher), self.lab.task.meter()
+        for batch in self.lab.store.in_order("val", 256, frozen.reads, self.lab.session.device):
+            meter.add(frozen(batch), batch.target)
         use = [epoch[f"use_{teacher.name}"] for epoch in self.lab.histories["mst"]]
         size = teacher.mask_parameters if isinstance(teacher, SpecialisedTeacher) else 0
-        return {"name": teacher.name, "mask_parameters": size, "val": metrics, "use": use}
+        return {"name": teacher.name, "mask_parameters": size, "val": meter.result(), "use": use}
 
-    def _table(self, teacher: Model | SpecialisedTeacher) -> Tensor:
-        return self.lab.cached_logits(f"mst_{teacher.name}", teacher, teacher.reads)
+    def _frozen(self, teacher: Model | SpecialisedTeacher) -> FrozenLogits:
+        return self.lab.frozen_logits(f"mst_{teacher.name}", teacher, teacher.reads)
 
     def _collaborate(self, student: Model, teachers: Mapping[str, Model]) -> None:
         """Stage 1: every network minimises its task loss plus distillation from each of the others.
@@ -101,8 +105,8 @@ class MstDistill(Method):
         options, task, lab = self.options, self.lab.task, self.lab
         learning = {name: teachers[name] for name in self._learning()}
         models = {"student": student, **learning}
-        tables = {
-            name: lab.cached_logits(f"mst_pretrained_{name}", teacher, teacher.reads)
+        frozen = {
+            name: lab.frozen_logits(f"mst_pretrained_{name}", teacher, teacher.reads)
             for name, teacher in teachers.items()
             if name not in learning
         }
@@ -111,7 +115,7 @@ class MstDistill(Method):
             logits = {name: model(batch.inputs) for name, model in models.items()}
             losses = {f"task_{name}": task.loss(z, batch.target) for name, z in logits.items()}
             targets = logits if options.mutual == "both" else {name: z.detach() for name, z in logits.items()}
-            told = {name: table[batch.ids].to(lab.session.device) for name, table in tables.items()}
+            told = {name: answer(batch) for name, answer in frozen.items()}
             mutual = [
                 task.kd(learner, said, options.temperature)
                 for name, learner in logits.items()
@@ -164,12 +168,11 @@ class MstDistill(Method):
 
     def _train_masks(self, student: Model, specialised: list[SpecialisedTeacher]) -> list[SpecialisedTeacher]:
         lab, options = self.lab, self.options
-        table = lab.cached_logits("mst_initial_student", student, student.reads)
+        expressed = lab.frozen_logits("mst_initial_student", student, student.reads)
         self._below = {special.name: lab.keep_below(special.teacher, special.layer) for special in specialised}
 
         def divergence(special: SpecialisedTeacher, batch: Batch) -> Tensor:
-            wanted = table[batch.ids].to(lab.session.device)
-            return lab.task.sample_kd(self._answer(special, batch), wanted, options.temperature)
+            return lab.task.sample_kd(self._answer(special, batch), expressed(batch), options.temperature)
 
         def step(batch: Batch, _epoch: int) -> dict[str, Tensor]:
             losses = {special.name: divergence(special, batch).mean() for special in specialised}
@@ -177,7 +180,7 @@ class MstDistill(Method):
 
         modules = {special.name.replace(":", "_"): special.mask for special in specialised}
         whole = [special for special in specialised if self._below[special.name] is None]
-        reads = sorted({modality for special in whole for modality in special.reads})
+        reads = sorted({*expressed.reads, *(modality for special in whole for modality in special.reads)})
 
         @torch.no_grad()
         def validate() -> dict[str, float]:
@@ -212,7 +215,7 @@ class MstDistill(Method):
     def _distill(self, student: Model, chosen: Sequence[Model | SpecialisedTeacher]) -> None:
         """Stage 3: per sample, the student learns from the teachers that the router selects."""
         lab, options = self.lab, self.options
-        tables = torch.stack([self._table(teacher) for teacher in chosen], dim=1)
+        frozen = [self._frozen(teacher) for teacher in chosen]
         self._names = [teacher.name for teacher in chosen]
         router = self._router(len(chosen))
         # The plain mean has nothing to learn, and an optimiser or a checkpoint of nothing is refused.
@@ -220,7 +223,7 @@ class MstDistill(Method):
 
         def step(batch: Batch, epoch: int) -> dict[str, Tensor]:
             z = student(batch.inputs)
-            teachers = tables[batch.ids].to(z.device)
+            teachers = torch.stack([answer(batch) for answer in frozen], dim=1)
             losses = self._routed(z, teachers, router, batch.target, epoch, batch.gather)
             losses["task"] = lab.task.loss(z, batch.target)
             losses["loss"] = losses["loss"] + options.task_weight * losses["task"]
@@ -238,14 +241,13 @@ class MstDistill(Method):
                 step=step,
                 validate=lambda: lab.validate(student),
                 keep_best={"student": ("val_error", "val_loss")},
-                reads=student.reads,
+                reads=sorted({*student.reads, *(modality for answer in frozen for modality in answer.reads)}),
             )
         )
 
     def _router(self, teachers: int) -> nn.Module:
         torch.manual_seed(self.lab.session.seed_for("router"))
-        kinds = {"linear": LinearRouter, "evidence": EvidenceRouter, "mean": UniformRouter}
-        return kinds[self.options.router](self.lab.task.num_outputs, teachers)
+        return self.lab.task.routers[self.options.router](self.lab.task.num_outputs, teachers)
 
     def _routed(
         self,
@@ -259,7 +261,7 @@ class MstDistill(Method):
         """Distillation from the selected teachers, and what the router learns from; ``loss`` sums them.
 
         Args:
-            z: ``(B, C)`` student logits. teachers: ``(B, W, C)``. target: ``(B,)``.
+            z: ``(B, C, ...)`` student logits. teachers: ``(B, W, C, ...)``. target: as the task has it.
             gather: weights of a process's samples to those of the whole batch, for the balance among teachers.
         """
         options, task = self.options, self.lab.task
@@ -275,7 +277,7 @@ class MstDistill(Method):
             kd = (share.detach() * divergence).sum(dim=1).mean()
             # The router's own objective: the teachers' task losses say which of them is right.
             own = torch.stack([task.sample_loss(teachers[:, i], target) for i in range(teachers.shape[1])], dim=1)
-            losses["route"] = -(torch.softmax(-own, dim=1) * (weights + 1e-8).log()).sum(dim=1).mean()
+            losses["route"] = -(task.trust(own, gather(own)) * (weights + 1e-8).log()).sum(dim=1).mean()
         losses["kd"] = kd
         for index, name in enumerate(self._names):
             losses[f"use_{name}"] = (chosen == index).float().mean()

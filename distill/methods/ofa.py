@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from distill.datasets.target import CLASSIFICATION
 from distill.methods.base import METHODS
 from distill.methods.single_teacher import SingleTeacher, TeacherOptions
 from distill.networks.registry import Model
@@ -54,6 +55,7 @@ class OneForAll(SingleTeacher):
     """
 
     name = "ofa"
+    tasks = (CLASSIFICATION,)
     Options: ClassVar[type] = OfaOptions
 
     def check(self) -> None:
@@ -82,7 +84,7 @@ class OneForAll(SingleTeacher):
             task = lab.task.loss(logits, batch.target)
             return self.weighted({"task": task, "logits": told[0], "exits": torch.stack(told[1:]).sum()})
 
-        self.teach(student, step, {"exits": exits})
+        self.teach(student, step, {"exits": exits}, sorted(answers.reads))
         return student
 
 

@@ -9,14 +9,34 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from distill.lab import MULTIMODAL, Lab
+from distill.lab import MULTIMODAL, FrozenLogits, Lab
 from distill.methods.base import Method, Workload
 from distill.networks.registry import Model
 from distill.training.features import Batch
 from distill.training.phase import Phase
 from mst_edge.core.errors import unknown_name
 
-Answers = Callable[[Batch], Mapping[str, Tensor]]
+
+@dataclass(frozen=True)
+class Answers:
+    """Logits of frozen teachers, by name.
+
+    Attributes:
+        of: teacher to its logits.
+    """
+
+    of: Mapping[str, FrozenLogits]
+
+    @property
+    def reads(self) -> set[str]:
+        """Modalities that a batch must hold."""
+        return {modality for frozen in self.of.values() for modality in frozen.reads}
+
+    def __call__(self, batch: Batch) -> dict[str, Tensor]:
+        """``(B, ...)`` logits of every teacher."""
+        return {name: frozen(batch) for name, frozen in self.of.items()}
+
+
 Step = Callable[[Batch, int], Mapping[str, Tensor]]
 
 
@@ -60,7 +80,11 @@ class SingleTeacher(Method):
         raise NotImplementedError
 
     def workload(self) -> list[Workload]:
-        return [*self.lone_teacher_work(), *super().workload()]
+        forward = [] if self.lab.keeps_logits else [self.teacher]
+        return [
+            *self.lone_teacher_work(),
+            Workload(self.name, self.lab.epochs.student, trained=["student"], forward=forward),
+        ]
 
     def lone_teacher_work(self) -> list[Workload]:
         """The lone training of the chosen teacher; none for the multimodal one, which every run trains."""
@@ -89,13 +113,13 @@ class SingleTeacher(Method):
         def step(batch: Batch, epoch: int) -> dict[str, Tensor]:
             return self.loss(student(batch.inputs), answers(batch), batch, epoch)
 
-        self.teach(student, step, epochs_before=epochs_before)
+        self.teach(student, step, reads=sorted(answers.reads), epochs_before=epochs_before)
 
     def answers(self) -> Answers:
-        """``(B, C)`` logits of every teacher for the samples of a batch, computed once."""
-        lab = self.lab
-        tables = {key: lab.cached_logits(key, model, model.reads) for key, model in self.teachers().items()}
-        return lambda batch: {key: table[batch.ids].to(lab.session.device) for key, table in tables.items()}
+        """Logits of every teacher for the samples of a batch."""
+        return Answers(
+            {name: self.lab.frozen_logits(name, model, model.reads) for name, model in self.teachers().items()}
+        )
 
     def teach(
         self,

@@ -18,12 +18,14 @@ def resolve(
     shapes: Mapping[str, tuple[int, ...]],
     *,
     where: str,
+    dense: bool = False,
 ) -> tuple[str, dict[str, Any]]:
     """The network and options that are built: what was said, or what ``auto`` makes of it.
 
     Args:
         options: of the network; with ``auto`` also ``size``: one of ``SIZES``, which sets ``width``. Without either,
             the size is ``small``.
+        dense: whether it answers with a map.
 
     Raises:
         UserError: an unknown size, ``size`` beside ``width``, or features of more than four axes.
@@ -37,7 +39,7 @@ def resolve(
     if size is not None and "width" in said:
         raise UserError("size and width say the same thing", where=f"{where}.options", fix="give one of them")
     said.setdefault("width", SIZES[size or "small"])
-    return auto_network(shapes, where=where), said
+    return (auto_dense_network if dense else auto_network)(shapes, where=where), said
 
 
 def auto_network(shapes: Mapping[str, tuple[int, ...]], *, where: str = "network") -> str:
@@ -56,3 +58,19 @@ def auto_network(shapes: Mapping[str, tuple[int, ...]], *, where: str = "network
             fix="name one: package.module:Class",
         )
     return _BY_RANK[len(shape)]
+
+
+def auto_dense_network(shapes: Mapping[str, tuple[int, ...]], *, where: str = "network") -> str:
+    """A network that answers with a map: for one modality, or the fusion of several.
+
+    Raises:
+        UserError: a modality's features are no map.
+    """
+    for name, shape in shapes.items():
+        if len(shape) != 3:
+            raise UserError(
+                f"no network here makes a label map of {name}, whose features have shape {shape}",
+                where=where,
+                fix="name one as package.module:Class, or leave that modality out of dataset.yaml",
+            )
+    return "map_fusion" if len(shapes) > 1 else "small_unet"

@@ -73,13 +73,18 @@ def build_model(
     num_outputs: int,
     *,
     where: str,
+    map_size: tuple[int, int] | None = None,
 ) -> Model:
     """A network for ``shapes`` (modality name to feature shape) with fresh weights.
+
+    Args:
+        map_size: height and width of dense logits ``(batch, num_outputs, height, width)``; None for
+            ``(batch, num_outputs)``.
 
     Raises:
         UserError: unknown network or option, wrong number of modalities, or a shape it cannot take.
     """
-    network, options = resolve(choice.network, choice.options, shapes, where=where)
+    network, options = resolve(choice.network, choice.options, shapes, where=where, dense=map_size is not None)
     cls = NETWORKS.get(network, where=f"{where}.network")
     multimodal = bool(getattr(cls, "multimodal", False))
     if not multimodal and len(shapes) != 1:
@@ -91,7 +96,7 @@ def build_model(
     try:
         module = cls(first, num_outputs, **options)
         model = Model(name, network, module, tuple(shapes), multimodal, options)
-        _require_logits(model, shapes, num_outputs)
+        _require_logits(model, shapes, (num_outputs, *(map_size or ())))
     except UserError as error:
         place = f"{where}.options.{error.where}" if error.where else f"{where}.network"
         raise UserError(error.problem, where=place, fix=error.fix) from error
@@ -136,14 +141,15 @@ def require_options(cls: type, options: Mapping[str, Any], where: str) -> None:
             raise unknown_name(f"option of {cls.__name__}", option, known, where=where)
 
 
-def _require_logits(model: Model, shapes: Mapping[str, tuple[int, ...]], num_outputs: int) -> None:
-    """One forward pass: the network fits the shapes and gives the right number of outputs."""
+def _require_logits(model: Model, shapes: Mapping[str, tuple[int, ...]], expected: tuple[int, ...]) -> None:
+    """One forward pass: the network fits the shapes and gives logits of the ``expected`` shape per sample."""
     was_training = model.module.training
     model.module.eval()
     shape = _output_shape(model, shapes)
     model.module.train(was_training)
-    if shape[:2] != (2, num_outputs):
-        raise ValueError(f"its output has shape {tuple(shape)}, expected (batch, {num_outputs})")
+    if tuple(shape) != (2, *expected):
+        wanted = ", ".join(map(str, expected))
+        raise ValueError(f"its output has shape {tuple(shape)}, expected (batch, {wanted})")
 
 
 def _output_shape(model: Model, shapes: Mapping[str, tuple[int, ...]]) -> torch.Size:

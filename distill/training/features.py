@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,11 +22,12 @@ from distill.training.parallel import ALONE, Processes, gather_rows
 from mst_edge.core.files import atomic_path, sha256_file, sha256_json
 
 _BLOCK = 256
+_MOST_LOGIT_BYTES = 64 << 20
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Some samples: ``ids`` ``(B,)``, features by modality ``(B, *shape)``, ``target`` ``(B,)``.
+    """Some samples: ``ids`` ``(B,)``, features by modality ``(B, *shape)``, ``target`` as the task has it.
 
     In training it may be one part of the batch that the optimiser sees: the rest is computed by other processes,
     or after it.
@@ -64,7 +66,14 @@ class FeatureStore:
         self._arrays = {
             name: _features(dataset, splits["train"], name, frontend) for name, frontend in frontends.items()
         }
-        self._target = torch.from_numpy(np.array(dataset.target))
+        # What is read in place is label maps: they stay on disk, and become class numbers batch by batch.
+        self._target = dataset.target
+
+    @property
+    def _logit_bytes(self) -> int:
+        """Of one sample: a number per class and pixel."""
+        pixels = math.prod(self.dataset.target.shape[1:]) if self.dataset.classes else 1
+        return 4 * pixels * len(self.dataset.truth.names)
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -72,14 +81,18 @@ class FeatureStore:
         return {name: frontend.feature_shape for name, frontend in self.frontends.items()}
 
     def target(self, split: str) -> Tensor:
-        """``(samples,)`` classes of a split."""
-        return self._target[torch.from_numpy(self.splits[split])]
+        """``(samples, ...)`` targets of a split: all label maps of it, where the task is dense."""
+        return self.targets(self.splits[split])
+
+    def targets(self, ids: NDArray[np.int64]) -> Tensor:
+        """Targets of the samples ``ids``, classes as int64."""
+        values = np.asarray(self._target[ids])
+        return torch.from_numpy(values if values.dtype.kind == "f" else values.astype(np.int64))
 
     def gather(self, ids: NDArray[np.int64], modalities: Sequence[str], device: torch.device) -> Batch:
         """The samples ``ids``, on ``device``."""
         inputs = {name: torch.from_numpy(self._arrays[name][ids]).to(device) for name in modalities}
-        index = torch.from_numpy(ids)
-        return Batch(index, inputs, self._target[index].to(device))
+        return Batch(torch.from_numpy(ids), inputs, self.targets(ids).to(device))
 
     def shuffled(
         self,
@@ -119,8 +132,12 @@ class FeatureStore:
         *,
         processes: Processes = ALONE,
     ) -> Iterator[Batch]:
-        """All samples of a split, in the order of its ids; of each batch, every process gets its own rows."""
+        """All samples of a split, in the order of its ids; of each batch, every process gets its own rows.
+
+        Fewer at a time than ``batch_size`` where the logits of label maps would take more than 64 MB.
+        """
         ids = self.splits[split]
+        batch_size = min(batch_size, max(1, _MOST_LOGIT_BYTES // self._logit_bytes))
         for start in range(0, len(ids), batch_size):
             for part in processes.parts(start, min(start + batch_size, len(ids)), 1):
                 yield replace(self.gather(ids[part.start : part.end], modalities, device), rows=part.rows)

@@ -305,12 +305,9 @@ def _load(phase: Phase, groups: Mapping[str, State]) -> None:
 
 
 @torch.inference_mode()
-def predict(model: Model, store: FeatureStore, split: str, session: Session) -> Tensor:
-    """``(samples, outputs)`` float32 logits over a split, in the order of its ids, on the CPU of every process."""
-    return torch.cat(list(_logits(model, store, split, session)))
-
-
-def _logits(model: Model, store: FeatureStore, split: str, session: Session) -> Iterator[Tensor]:
+def predict(model: Model, store: FeatureStore, split: str, session: Session) -> Iterator[Tensor]:
+    """``(B, ...)`` float32 logits of batch after batch of a split, in the order of its ids, on the CPU of every
+    process."""
     model.module.to(session.device).eval()
     for batch in store.in_order(split, EVAL_BATCH, model.reads, session.device, processes=session.processes):
         with session.autocast():

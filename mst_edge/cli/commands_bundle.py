@@ -20,12 +20,15 @@ def predict(
         list[Path], typer.Argument(metavar="FILE...", help="wav, picture or .npy files, or folders of them.")
     ],
     json_: Annotated[bool, typer.Option("--json", help="One JSON object per line.")] = False,
+    maps: Annotated[
+        Path | None, typer.Option("--maps", metavar="DIR", help="Write label maps there as png (segmentation).")
+    ] = None,
     runtime: Annotated[str, typer.Option("--runtime", help="Inference runtime instead of the preferred one.")] = "",
 ) -> None:
-    """Labels for files."""
+    """Answers for files: labels, numbers with their units, or the share of each class in a picture."""
     from apps.predict import predict_files
 
-    raise typer.Exit(predict_files(bundle, files, runtime=runtime or None, as_json=json_))
+    raise typer.Exit(predict_files(bundle, files, runtime=runtime or None, maps=maps, as_json=json_))
 
 
 def app_command(

@@ -9,6 +9,8 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from mst_edge.core.scoring import HEADLINES
+
 
 class ConsoleWatcher:
     """Progress bars on standard error; TensorBoard files in ``folder`` where one is given and tensorboard installed."""
@@ -77,6 +79,5 @@ class ConsoleWatcher:
 
 
 def _headline(scalars: Mapping[str, float]) -> str:
-    if "val_accuracy" in scalars:
-        return f"loss {scalars['loss']:.3f}, val {scalars['val_accuracy']:.1%}"
-    return f"loss {scalars['loss']:.3f}"
+    judged = next((scalars[f"val_{metric}"] for metric in HEADLINES if f"val_{metric}" in scalars), None)
+    return f"loss {scalars['loss']:.3f}" + ("" if judged is None else f", val {judged:.1%}")

@@ -56,13 +56,14 @@ def choose(said: str | None, recipe: Recipe, lab: Lab, *, with_ablations: bool) 
     """The students to compare: ``lone`` first, then the rest in the order that the user wrote.
 
     Args:
-        said: ``NAME`` or ``NAME:PRESET``, comma-separated; ``all``; None for the recipe's method and ``compare``.
+        said: ``NAME`` or ``NAME:PRESET``, comma-separated; ``all`` that can do the task; None for the recipe's
+            method and ``compare``.
 
     Raises:
         UserError: an unknown method or preset, two that are the same, options that contradict each other, or
             no MST-Distill to take parts from.
     """
-    wanted = [recipe.distill.method, *recipe.distill.compare] if said is None else _names(said)
+    wanted = [recipe.distill.method, *recipe.distill.compare] if said is None else _names(said, lab.task.name)
     labels = list(dict.fromkeys([LONE, *wanted]))
     found = [_contender(label, recipe) for label in labels]
     _require_distinct(found)
@@ -77,11 +78,12 @@ def choose(said: str | None, recipe: Recipe, lab: Lab, *, with_ablations: bool) 
     return found
 
 
-def _names(said: str) -> list[str]:
+def _names(said: str, task: str) -> list[str]:
     names = [name.strip() for name in said.split(",")]
     if not all(names):
         raise UserError(f"expected names between commas, received {said!r}", where=FLAG, fix=f"known: {_known()}")
-    return [known for name in names for known in (METHODS.names() if name == "all" else [name])]
+    fitting = [name for name in METHODS.names() if task in METHODS.get(name).tasks]
+    return [known for name in names for known in (fitting if name == "all" else [name])]
 
 
 def _contender(label: str, recipe: Recipe) -> Contender:

@@ -9,55 +9,58 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import t as student_t
 
-from mst_edge.core.stats import Interval, paired_difference, proportion_interval
+from mst_edge.core.scoring import Scoring
+from mst_edge.core.stats import Interval
 
 
-def accuracy_over_seeds(
-    right: Sequence[NDArray[np.bool_]], overlap: float | None, confidence: float = 0.95
+def score_over_seeds(
+    statistics: Sequence[NDArray[np.float64]], scoring: Scoring, overlap: float | None, confidence: float = 0.95
 ) -> Interval:
-    """Mean accuracy over seeds, with the wider of two intervals.
+    """Mean of the headline metric over seeds, with the wider of two intervals.
 
-    One is a t interval over the seeds' accuracies; the other, Wilson's over the samples of all seeds, keeps it
-    honest where a few seeds agree by luck. With one seed only the latter is left.
+    One is a t interval over the seeds' values; the other, over the samples of all seeds (Wilson's for accuracy,
+    else a bootstrap), keeps it honest where a few seeds agree by luck. With one seed only the latter is left.
 
     Args:
-        right: one vector ``(samples,)`` per seed, whether each test sample was right.
+        statistics: per seed, what ``scoring`` keeps of each test sample.
         overlap: as in ``gain_over_seeds``.
     """
-    samples = _mean([proportion_interval(int(p.sum()), p.size, confidence) for p in _pools(right, overlap)])
-    return _wider(_t_interval([float(r.mean()) for r in right], overlap, confidence), samples, 0.0)
+    samples = _mean([scoring.interval(pool, confidence) for pool in _pools(statistics, overlap)])
+    return _wider(_t_interval([scoring.value(one) for one in statistics], overlap, confidence), samples, scoring.bounds)
 
 
 def gain_over_seeds(
-    reference: Sequence[NDArray[np.bool_]],
-    other: Sequence[NDArray[np.bool_]],
+    reference: Sequence[NDArray[np.float64]],
+    other: Sequence[NDArray[np.float64]],
+    scoring: Scoring,
     overlap: float | None,
     confidence: float = 0.95,
 ) -> Interval:
-    """How much more often ``other`` is right than ``reference``, mean over seeds, with the wider of two intervals.
+    """How much better ``other`` is than ``reference``, mean over seeds, with the wider of two intervals.
 
     Paired over samples and over seeds: the difference of each seed is taken on that seed's test samples, and one
     interval is a t interval over these differences. Splits drawn anew from the same data share samples, so their
     differences vary less than those of independent data would; the variance is corrected by ``overlap`` (Nadeau
-    and Bengio, Machine Learning 52, 2003: the corrected resampled t test). The other interval is that of
-    ``paired_difference`` over the samples of all seeds: a few seeds that agree by luck do not shrink it. With
-    one seed only the latter is left. Positive means that ``other`` is better.
+    and Bengio, Machine Learning 52, 2003: the corrected resampled t test). The other interval is paired over the
+    samples of all seeds: a few seeds that agree by luck do not shrink it. With one seed only the latter is left.
+    Positive means that ``other`` is better.
 
     Args:
-        reference, other: one vector ``(samples,)`` per seed, whether each test sample was right.
+        reference, other: per seed, what ``scoring`` keeps of each test sample.
         overlap: test samples per training sample; None where all seeds share one split. Then t needs no correction,
             and the samples count once: their interval is the mean of the seeds' own.
     """
     pools = zip(_pools(reference, overlap), _pools(other, overlap), strict=True)
-    drop = _mean([paired_difference(a, b, confidence) for a, b in pools])
-    gains = [float(b.mean() - a.mean()) for a, b in zip(reference, other, strict=True)]
+    drop = _mean([scoring.drop(a, b, confidence) for a, b in pools])
+    gains = [scoring.gain(a, b) for a, b in zip(reference, other, strict=True)]
     samples = Interval(-drop.estimate, -drop.high, -drop.low)
-    return _wider(_t_interval(gains, overlap, confidence), samples, -1.0)
+    least, most = scoring.bounds
+    return _wider(_t_interval(gains, overlap, confidence), samples, (least - most, most - least))
 
 
-def _pools(right: Sequence[NDArray[np.bool_]], overlap: float | None) -> Sequence[NDArray[np.bool_]]:
-    """Vectors of different samples: of all seeds together where each has its own split."""
-    return right if overlap is None else [np.concatenate(right)]
+def _pools(statistics: Sequence[NDArray[np.float64]], overlap: float | None) -> Sequence[NDArray[np.float64]]:
+    """Statistics of different samples: of all seeds together where each has its own split."""
+    return statistics if overlap is None else [np.concatenate(statistics)]
 
 
 def _mean(intervals: Sequence[Interval]) -> Interval:
@@ -75,7 +78,7 @@ def _t_interval(values: Sequence[float], overlap: float | None, confidence: floa
     return Interval(mean, mean - half, mean + half)
 
 
-def _wider(seeds: Interval, samples: Interval, least: float) -> Interval:
-    """The estimate over seeds, within the hull of both intervals and ``least .. 1``."""
+def _wider(seeds: Interval, samples: Interval, bounds: tuple[float, float]) -> Interval:
+    """The estimate over seeds, within the hull of both intervals and ``bounds``."""
     low, high = min(seeds.low, samples.low), max(seeds.high, samples.high)
-    return Interval(seeds.estimate, max(least, low), min(1.0, high))
+    return Interval(seeds.estimate, max(bounds[0], low), min(bounds[1], high))

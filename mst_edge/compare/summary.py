@@ -7,12 +7,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal, get_args
 
 from mst_edge.compare.contenders import LONE, Contender
-from mst_edge.compare.intervals import accuracy_over_seeds, gain_over_seeds
+from mst_edge.compare.intervals import gain_over_seeds, score_over_seeds
 from mst_edge.compare.trial import Trial
+from mst_edge.core.scoring import OutputSpec, Scoring, scoring_of
 from mst_edge.core.stats import Interval
 from mst_edge.recipe import Recipe
 
-METRIC = "accuracy"
 Vary = Literal["both", "initialisation", "split"]
 VARY: tuple[Vary, ...] = get_args(Vary)
 
@@ -31,34 +31,39 @@ def summarise(
         results: per seed, trials by label.
     """
     samples = results[0][LONE].record["samples"]
+    scoring = scoring_of(OutputSpec.from_dict(results[0][LONE].record["output"]))
     overlap = None if vary == "initialisation" else samples["test"] / samples["train"]
     students = [row.label for row in rows if row.role == "student"]
-    ranks = _mean_ranks(students, results)
-    summary = [_row(row, results, ranks, overlap) for row in rows]
-    best = max(row["mean"] for row in summary if row["role"] == "student")
+    ranks = _mean_ranks(students, results, scoring)
+    summary = [_row(row, results, ranks, scoring, overlap) for row in rows]
+    best = (max if scoring.higher_is_better else min)(row["mean"] for row in summary if row["role"] == "student")
     others = [label for label in students if label != LONE]
     judged = recipe.distill.method if recipe.distill.method in others else next(iter(others), None)
     return {
-        "metric": METRIC,
+        "scoring": scoring.describe(),
         "seeds": list(seeds),
         "samples": samples,
         "epochs": recipe.distill.epochs.collaborate + recipe.distill.epochs.distill,
         "best": [row["label"] for row in summary if row["role"] == "student" and row["mean"] == best],
         "rows": summary,
         "verdict": next((_verdict(row, seeds) for row in summary if row["label"] == judged), None),
-        "interval": _how(len(seeds), vary),
+        "interval": _how(len(seeds), vary, scoring),
     }
 
 
 def _row(
-    contender: Contender, results: Sequence[Mapping[str, Trial]], ranks: Mapping[str, float], overlap: float | None
+    contender: Contender,
+    results: Sequence[Mapping[str, Trial]],
+    ranks: Mapping[str, float],
+    scoring: Scoring,
+    overlap: float | None,
 ) -> dict[str, Any]:
     mine = [trials[contender.label] for trials in results]
-    values = [trial.record["test"][METRIC] for trial in mine]
-    right = [trial.right for trial in mine]
+    values = [trial.record["test"][scoring.metric] for trial in mine]
+    scored = [trial.statistics for trial in mine]
     gain = None
     if contender.label != LONE:
-        gain = gain_over_seeds([trials[LONE].right for trials in results], right, overlap)
+        gain = gain_over_seeds([trials[LONE].statistics for trials in results], scored, scoring, overlap)
     return {
         "label": contender.label,
         "role": contender.role,
@@ -69,7 +74,7 @@ def _row(
         "values": values,
         "mean": statistics.mean(values),
         "std": statistics.stdev(values) if len(values) > 1 else None,
-        "interval": _pair(accuracy_over_seeds(right, overlap)),
+        "interval": _pair(score_over_seeds(scored, scoring, overlap)),
         "mean_rank": ranks.get(contender.label),
         "gain": None if gain is None else {"estimate": gain.estimate, "low": gain.low, "high": gain.high},
         "seconds": statistics.mean(trial.record["seconds"] for trial in mine),
@@ -78,11 +83,12 @@ def _row(
     }
 
 
-def _mean_ranks(students: Sequence[str], results: Sequence[Mapping[str, Trial]]) -> dict[str, float]:
+def _mean_ranks(students: Sequence[str], results: Sequence[Mapping[str, Trial]], scoring: Scoring) -> dict[str, float]:
     """Mean over seeds of each student's rank, 1 is best; equal ones share the mean of their places."""
     totals = dict.fromkeys(students, 0.0)
+    sign = 1 if scoring.higher_is_better else -1
     for trials in results:
-        values = {label: trials[label].record["test"][METRIC] for label in students}
+        values = {label: sign * trials[label].record["test"][scoring.metric] for label in students}
         for label, value in values.items():
             better = sum(other > value for other in values.values())
             equal = sum(other == value for other in values.values())
@@ -101,8 +107,8 @@ def _verdict(row: Mapping[str, Any], seeds: Sequence[int]) -> dict[str, Any]:
     return {"label": row["label"], "relation": said, "text": text}
 
 
-def _how(seeds: int, vary: Vary) -> str:
-    paired = "adjusted Wald for paired samples (Bonett and Price 2012)"
+def _how(seeds: int, vary: Vary, scoring: Scoring) -> str:
+    paired = scoring.paired_interval
     if seeds == 1:
         return paired
     if vary == "initialisation":

@@ -36,15 +36,16 @@ from mst_edge.recipe import Recipe
 from mst_edge.stages.data import prepare
 from mst_edge.stages.distill import make_lab, pick_device
 
-_RECORD, _RIGHT, _COST = "trial.json", "right.npy", "cost.json"
+_RECORD, _STATISTICS, _COST = "trial.json", "statistics.npy", "cost.json"
 
 
 @dataclass(frozen=True)
 class Trial:
-    """What a trained contender reached on one seed: a JSON-able record, and per test sample whether it was right."""
+    """What a trained contender reached on one seed: a JSON-able record, and what the task's scoring keeps of each
+    test sample, ``(samples, n)``."""
 
     record: dict[str, Any]
-    right: NDArray[np.bool_]
+    statistics: NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,7 @@ class Request:
         """What an earlier process found out; None where it did not finish."""
         if not (self.own_folder / _RECORD).is_file():
             return None
-        return Trial(read_json(self.own_folder / _RECORD), np.load(self.own_folder / _RIGHT, allow_pickle=False))
+        return Trial(read_json(self.own_folder / _RECORD), np.load(self.own_folder / _STATISTICS, allow_pickle=False))
 
 
 class Costs(Reporter):
@@ -142,16 +143,16 @@ def train(request: Request, listener: Reporter) -> None:
     lab = replace(lab, session=replace(lab.session, reporter=costs))
     model, insights, lab = _trained(lab, request)
     spent = costs.now()
-    logits, target = lab.logits(model, "test"), lab.store.target("test")
-    with atomic_path(request.own_folder / _RIGHT) as temporary, temporary.open("wb") as file:
-        np.save(file, (logits.argmax(dim=1) == target).numpy(), allow_pickle=False)
+    with atomic_path(request.own_folder / _STATISTICS) as temporary, temporary.open("wb") as file:
+        np.save(file, lab.statistics(model, "test"), allow_pickle=False)
     record = {
         "contender": asdict(request.contender),
         "seed": recipe.seed,
         "reads": list(model.reads),
         "parameters": model.parameters,
-        "test": lab.task.metrics(logits, target),
-        "val": lab.task.metrics(lab.logits(model, "val"), lab.store.target("val")),
+        "output": asdict(lab.task.output),
+        "test": lab.evaluate(model, "test"),
+        "val": lab.evaluate(model, "val"),
         **spent,
         "borrowed": [name for name in lab.teachers if f"lone_{name}" in lab.histories],
         "samples": {name: len(ids) for name, ids in data.splits.items()},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -56,7 +57,7 @@ def _columns(record: Record) -> dict[str, Callable[[Row], str]]:
     """Heading to what it says of a row."""
     columns: dict[str, Callable[[Row], str]] = {
         _NAME: lambda row: row["label"],
-        f"{record['metric']} %": _accuracy,
+        f"{record['scoring']['label']} %": _score,
         "rank": lambda row: "-" if row["mean_rank"] is None else f"{row['mean_rank']:.1f}",
         "vs lone, points": _gain,
         "time s": lambda row: f"{row['seconds']:.0f}" if row["seconds"] >= 10 else f"{row['seconds']:.1f}",
@@ -67,7 +68,7 @@ def _columns(record: Record) -> dict[str, Callable[[Row], str]]:
     return columns
 
 
-def _accuracy(row: Row) -> str:
+def _score(row: Row) -> str:
     spread = "" if row["std"] is None else f" ± {100 * row['std']:.1f}"
     return f"{100 * row['mean']:.1f}{spread}"
 
@@ -86,8 +87,11 @@ def _megabytes(value: float | None) -> str:
 
 def _notes(record: Record) -> list[str]:
     verdict = [] if record["verdict"] is None else [record["verdict"]["text"]]
+    scoring = record["scoring"]
+    lower = [] if scoring["higher_is_better"] else [f"{scoring['label']} is better when lower; gains are positive"]
     return [
         *verdict,
+        *lower,
         f"interval of the difference: {record['interval']}",
         "time: mean per seed, without lone-trained teachers; MB: peak of the process, PyTorch and data included",
     ]
@@ -132,4 +136,5 @@ def _chart(record: Record) -> str:
         style = 0 if judged else 1 if row["role"] == "teacher" else 2 if row["label"] == "lone" else 3 + number % 5
         rows.append((row["label"], row["mean"], *row["interval"], style))
         dots.append([(f"seed {s}: {v:.1%}", v) for s, v in zip(record["seeds"], row["values"], strict=True)])
-    return svg.standalone(svg.intervals(rows, dots=dots))
+    most = 1.0 if record["scoring"]["higher_is_better"] else math.inf
+    return svg.standalone(svg.intervals(rows, dots=dots, most=most))

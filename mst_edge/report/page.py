@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ def write_report(run: RunFolder) -> Path:
     environment.filters.update(percent=lambda v, digits=1: f"{v:.{digits}%}", ms=lambda v: f"{v:.3f}")
     page = environment.get_template("report.html.j2").render(
         result=result,
+        scoring=result["distill"]["scoring"],
         models=[{**row, "name": model_name(row, result["distill"])} for row in result["distill"]["models"]],
         models_chart=_models_chart(result),
         curves=_curves(result, histories),
@@ -47,14 +49,13 @@ def _headline(result: Mapping[str, Any]) -> list[dict[str, str]]:
     """The tiles at the top: the numbers that people came for."""
     tiles = []
     for target in result["targets"]:
-        row = _chosen(target)
+        row, scoring = _chosen(target), target["scoring"]
         latency, measured = row["measurement"]["latency"], row["measurement"]
         drop = row["accuracy"]["relative_drop"]["estimate"]
-        lost = (
-            f"{drop:.1%} relative below fp32" if drop > 0 else f"{-drop:.1%} relative above fp32" if drop else "as fp32"
-        )
+        side = "below" if (drop > 0) is scoring["higher_is_better"] else "above"
+        lost = f"{abs(drop):.1%} relative {side} fp32" if drop else "as fp32"
         tiles += [
-            {"value": f"{row['accuracy']['value']:.1%}", "name": "accuracy", "note": lost},
+            {"value": f"{row['accuracy']['value']:.1%}", "name": scoring["label"], "note": lost},
             {
                 "value": f"{latency['p90_ms']:.3f} ms",
                 "name": f"latency p90, {target['target']}",
@@ -75,11 +76,17 @@ def _chosen(target: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def _models_chart(result: Mapping[str, Any]) -> str:
     distill = result["distill"]
+    metric = distill["scoring"]["metric"]
     rows = [
-        (model_name(row, distill), row["test"]["accuracy"], *row["test_accuracy_interval"], style)
+        (model_name(row, distill), row["test"][metric], *row["test_interval"], style)
         for row, style in zip(distill["models"], _styles(distill), strict=True)
     ]
-    return svg.intervals(rows)
+    return svg.intervals(rows, most=_most(distill["scoring"]))
+
+
+def _most(scoring: Mapping[str, Any]) -> float:
+    """The largest value that an axis may show."""
+    return 1.0 if scoring["higher_is_better"] else math.inf
 
 
 def _styles(distill: Mapping[str, Any]) -> list[int]:
@@ -92,11 +99,12 @@ def _styles(distill: Mapping[str, Any]) -> list[int]:
 
 
 def _curves(result: Mapping[str, Any], histories: Mapping[str, Sequence[Mapping[str, float]]]) -> dict[str, Any]:
-    """Validation accuracy per epoch of every student and of the teacher, with a legend.
+    """The headline metric on validation samples per epoch of every student and of the teacher, with a legend.
 
-    An epoch whose phase validates something else than accuracy (hints, say) is left out of the line.
+    An epoch whose phase validates something else (hints, say) is left out of the line.
     """
     distill = result["distill"]
+    judged = f"val_{distill['scoring']['metric']}"
     series: dict[str, list[tuple[int, float]]] = {}
     styles: dict[str, int] = {}
     for row, style in zip(distill["models"], _styles(distill), strict=True):
@@ -104,9 +112,9 @@ def _curves(result: Mapping[str, Any], histories: Mapping[str, Sequence[Mapping[
             continue  # a teacher that came trained
         epochs = [epoch for phase in row["phases"] for epoch in histories[phase]]
         name = model_name(row, distill)
-        series[name] = [(n, e["val_accuracy"]) for n, e in enumerate(epochs, start=1) if "val_accuracy" in e]
+        series[name] = [(n, e[judged]) for n, e in enumerate(epochs, start=1) if judged in e]
         styles[name] = style
-    chart = svg.lines(series, x_label="epoch", y_label="validation accuracy", styles=styles)
+    chart = svg.lines(series, x_label="epoch", y_label=f"validation {distill['scoring']['label']}", styles=styles)
     return {"chart": chart, "legend": [{"name": name, "style": style} for name, style in styles.items()]}
 
 
@@ -121,7 +129,7 @@ def _routing(result: Mapping[str, Any]) -> dict[str, Any] | None:
         {
             "name": row["name"],
             "style": style % svg.STYLES,
-            "accuracy": row["val"]["accuracy"],
+            "judged": row["val"][result["distill"]["scoring"]["metric"]],
             "use": row["use"][-1],
             "mask_parameters": row["mask_parameters"],
         }
@@ -133,11 +141,7 @@ def _routing(result: Mapping[str, Any]) -> dict[str, Any] | None:
 def _target(target: Mapping[str, Any], result: Mapping[str, Any]) -> dict[str, Any]:
     runtimes = list(dict.fromkeys(row["runtime"] for row in target["builds"]))
     points = [_point(row, target, runtimes) for row in target["builds"]]
-    goals = target["goals"]
-    drop = goals["accuracy"]["max_relative_drop_percent"]
-    floor = goals["accuracy"]["min"]
-    if drop is not None:
-        floor = max(floor or 0.0, target["fp32_accuracy"] * (1 - drop / 100))
+    goals, scoring = target["goals"], target["scoring"]
     return {
         **target,
         "rows": [{**row, "short": short_verdict(row)} for row in target["builds"]],
@@ -146,36 +150,58 @@ def _target(target: Mapping[str, Any], result: Mapping[str, Any]) -> dict[str, A
         "front": svg.scatter(
             points,
             x_label="latency p90, ms",
-            y_label="accuracy on the test split",
-            front=pareto([(point.x, point.y) for point in points]),
+            y_label=f"{scoring['label']} on the test split",
+            front=pareto([(point.x, point.y) for point in points], higher_is_better=scoring["higher_is_better"]),
             x_limit=goals["latency"]["p90_ms"],
-            y_limit=floor,
+            y_limit=_limit(target),
+            higher_is_better=scoring["higher_is_better"],
         ),
-        "confusion_chart": svg.confusion(target["confusion"], result["data"]["classes"]),
+        "confusion_chart": target["confusion"] and svg.confusion(target["confusion"], result["data"]["classes"]),
     }
+
+
+def _limit(target: Mapping[str, Any]) -> float | None:
+    """The strictest of the goals that limit the headline metric; None where there is none."""
+    goal, reference, higher = (
+        target["goals"]["accuracy"],
+        target["fp32_accuracy"],
+        target["scoring"]["higher_is_better"],
+    )
+    away = -1 if higher else 1
+    drop, points = goal["max_relative_drop_percent"], goal["max_drop_points"]
+    limits = [
+        goal["min"],
+        goal["max"],
+        None if drop is None else reference * (1 + away * drop / 100),
+        None if points is None else reference + away * points / 100,
+    ]
+    strictest = max if higher else min
+    return strictest((limit for limit in limits if limit is not None), default=None)
 
 
 def _point(row: Mapping[str, Any], target: Mapping[str, Any], runtimes: Sequence[str]) -> svg.Point:
     accuracy, latency = row["accuracy"], row["measurement"]["latency"]
     reference = target["fp32_accuracy"]
-    drop = accuracy["drop"]
+    drop, away = accuracy["drop"], -1 if target["scoring"]["higher_is_better"] else 1
+    ends = [reference + away * drop[bound] for bound in ("low", "high")]
     return svg.Point(
         label=row["id"],
         x=latency["p90_ms"],
         y=accuracy["value"],
         # The interval is that of the difference from the fp32 student on the same samples.
-        low=min(accuracy["value"], reference - drop["high"]),
-        high=max(accuracy["value"], reference - drop["low"]),
+        low=min(accuracy["value"], *ends),
+        high=max(accuracy["value"], *ends),
         style=runtimes.index(row["runtime"]),
         emphasis=row["verdict"]["chosen"],
         hover=f"{row['id']}: {accuracy['value']:.2%}, p90 {latency['p90_ms']:.3f} ms. {row['verdict']['reason']}",
     )
 
 
-def pareto(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """The points that no other beats in both latency (lower) and accuracy (higher), by latency."""
+def pareto(points: Sequence[tuple[float, float]], *, higher_is_better: bool = True) -> list[tuple[float, float]]:
+    """The points that no other beats in both latency (lower) and the metric, by latency."""
+    sign = 1 if higher_is_better else -1
     front: list[tuple[float, float]] = []
-    for x, y in sorted(points, key=lambda point: (point[0], -point[1])):
-        if not front or y > front[-1][1]:
+    for x, y in sorted(points, key=lambda point: (point[0], -sign * point[1])):
+        if not front or sign * y > sign * front[-1][1]:
             front.append((x, y))
     return front

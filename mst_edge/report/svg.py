@@ -58,29 +58,31 @@ def scatter(
     front: Sequence[tuple[float, float]] = (),
     x_limit: float | None = None,
     y_limit: float | None = None,
+    higher_is_better: bool = True,
     width: int = 826,
     height: int = 340,
 ) -> str:
     """Points with error bars and labels; ``front`` is joined by a line, limits are dashed lines.
 
-    ``y`` is a share and shown in percent. ``x_limit`` is an upper limit, ``y_limit`` a lower one; what lies
-    beyond them is shaded.
+    ``y`` is shown in percent. ``x_limit`` is an upper limit; ``y_limit`` a lower one of a share, or an upper one of
+    an error that is better when lower. What lies beyond them is shaded.
     """
     xs = [point.x for point in points]
     in_view = x_limit if x_limit is not None and x_limit < 2.5 * max(xs) else None
     top_x = max([*xs, *([in_view] if in_view else [])])
     low_y = min([*(point.low for point in points), *([y_limit] if y_limit is not None else [])])
-    high_y = max(point.high for point in points)
+    high_y = max([*(point.high for point in points), *([y_limit] if y_limit and not higher_is_better else [])])
+    ceiling = 1.0 if higher_is_better else math.inf
     pad = max(0.005, 0.08 * (high_y - low_y))
     bounds = (0.0, top_x * 1.12)
     rows = _label_rows(_Frame(width, height, bounds, (0, 1)), points)
     top = _TOP + _LABEL_STEP * (max(row for _, row in rows.values()) + 1) + 6
-    frame = _Frame(width, height, bounds, (low_y - pad, min(1.0, high_y + pad)), top)
+    frame = _Frame(width, height, bounds, (low_y - pad, min(ceiling, high_y + pad)), top)
     parts = [_axes(frame, x_label, y_label, lambda v: f"{v:g}", _percent(frame.y))]
     if in_view is not None:
         parts.append(_limit_x(frame, in_view))
     if y_limit is not None:
-        parts.append(_limit_y(frame, y_limit))
+        parts.append(_limit_y(frame, y_limit, below=higher_is_better))
     if len(front) > 1:
         path = " ".join(f"{frame.px(x):.1f},{frame.py(y):.1f}" for x, y in front)
         parts.append(f'<polyline class="front" points="{path}"/>')
@@ -133,11 +135,14 @@ def _limit_x(frame: _Frame, value: float) -> str:
     )
 
 
-def _limit_y(frame: _Frame, value: float) -> str:
-    y, bottom = frame.py(value), frame.height - _BOTTOM
+def _limit_y(frame: _Frame, value: float, *, below: bool) -> str:
+    """The limit, and shade on its wrong side."""
+    y = frame.py(value)
     right = frame.width - _RIGHT
+    start, end = (y, frame.height - _BOTTOM) if below else (frame.top, y)
     return (
-        f'<rect class="beyond" x="{_LEFT}" y="{y:.1f}" width="{right - _LEFT}" height="{max(0.0, bottom - y):.1f}"/>'
+        f'<rect class="beyond" x="{_LEFT}" y="{start:.1f}" width="{right - _LEFT}" '
+        f'height="{max(0.0, end - start):.1f}"/>'
         f'<line class="limit" x1="{_LEFT}" x2="{right}" y1="{y:.1f}" y2="{y:.1f}"/>'
     )
 
@@ -198,17 +203,19 @@ def intervals(
     rows: Sequence[tuple[str, float, float, float, int]],
     *,
     dots: Sequence[Sequence[tuple[str, float]]] = (),
+    most: float = 1.0,
     width: int = 826,
 ) -> str:
-    """One row each: label, value, low, high, style. Values are shares, shown in percent.
+    """One row each: label, value, low, high, style. Values are shown in percent.
 
     Args:
+        most: the largest value that there can be.
         dots: per row what the value is a mean of, each with what it says on hover. The view then follows the
             dots; intervals that are much wider are cut off at its edge.
     """
     step, left = 30, 190
     height = _TOP + step * len(rows) + _BOTTOM
-    start, end = _view(rows, [value for row in dots for _, value in row])
+    start, end = _view(rows, [value for row in dots for _, value in row], most)
 
     def px(value: float) -> float:
         inside = min(max(value, start), end)
@@ -235,14 +242,16 @@ def intervals(
     return _svg(width, height, parts)
 
 
-def _view(rows: Sequence[tuple[str, float, float, float, int]], dots: Sequence[float]) -> tuple[float, float]:
+def _view(
+    rows: Sequence[tuple[str, float, float, float, int]], dots: Sequence[float], most: float
+) -> tuple[float, float]:
     """The shares at both ends of the axis of ``intervals``."""
     low, high = min(row[2] for row in rows), max(row[3] for row in rows)
     if dots:
         reach = max(0.02, max(dots) - min(dots))
         low, high = max(low, min(dots) - reach), min(high, max(dots) + reach)
     pad = max(0.01, 0.1 * (high - low))
-    return max(0.0, low - pad), min(1.0, high + pad)
+    return max(0.0, low - pad), min(most, high + pad)
 
 
 def standalone(chart: str) -> str:

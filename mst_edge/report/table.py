@@ -15,6 +15,9 @@ def print_result(result: dict[str, Any], run: RunFolder, console: Console | None
     """Prints what was trained, what was built, what won and why, and where everything lies."""
     console = console or Console()
     console.print(_models(result))
+    errors = _errors_in_units(result["distill"])
+    if errors:
+        console.print(errors, highlight=False)
     for target in result["targets"]:
         console.print(_builds(target))
         _verdict(console, target, run)
@@ -30,20 +33,29 @@ def _models(result: dict[str, Any]) -> Table:
     table = Table(title=title, box=SIMPLE_HEAD, title_justify="left", title_style="bold")
     for column in ("model", "reads"):
         table.add_column(column)
-    for column in ("parameters", "accuracy", "95 % interval"):
+    metric, label = distill["scoring"]["metric"], distill["scoring"]["label"]
+    for column in ("parameters", label, "95 % interval"):
         table.add_column(column, justify="right")
     for row in distill["models"]:
-        low, high = row["test_accuracy_interval"]
+        low, high = row["test_interval"]
         deployed = row["role"] == "student" and row["method"] == distill["method"]
         table.add_row(
             model_name(row, distill),
             " + ".join(row["reads"]),
             f"{row['parameters']:,}",
-            f"{row['test']['accuracy']:.1%}",
+            f"{row['test'][metric]:.1%}",
             f"{low:.1%} - {high:.1%}",
             style="bold" if deployed else None,
         )
     return table
+
+
+def _errors_in_units(distill: dict[str, Any]) -> str:
+    """The deployed student's other metrics that are no shares: the errors of numbers in their own units."""
+    deployed = next(row for row in distill["models"] if row["role"] == "student" and row["method"] == distill["method"])
+    columns = [column for column in distill["scoring"]["columns"] if not column["percent"]]
+    said = (f"{column['heading']}: {deployed['test'][column['key']]:.4g}" for column in columns)
+    return f"{model_name(deployed, distill)}: {'; '.join(said)}\n" if columns else ""
 
 
 def model_name(row: dict[str, Any], distill: dict[str, Any]) -> str:
@@ -60,7 +72,7 @@ def _builds(target: dict[str, Any]) -> Table:
     title = f"Builds for {target['target']}: batch 1, {target['threads']} thread(s)"
     table = Table(title=title, box=SIMPLE_HEAD, title_justify="left", title_style="bold")
     table.add_column("build", no_wrap=True)
-    for column in ("accuracy", "drop (95 % interval)", "p50 ms", "p90 ms", "MB"):
+    for column in (target["scoring"]["label"], "drop (95 % interval)", "p50 ms", "p90 ms", "MB"):
         table.add_column(column, justify="right", no_wrap=True)
     table.add_column("verdict")
     for row in target["builds"]:

@@ -14,9 +14,11 @@ from distill.datasets.builder import DATASETS, build_dataset
 from distill.datasets.files import FilesOptions, open_any
 from distill.datasets.spec import Dataset
 from distill.datasets.splits import SplitRule, split_dataset
+from distill.datasets.target import CLASSIFICATION
 from distill.frontends import Frontend, frontend_options, make_frontend
 from mst_edge.core.errors import UserError, unknown_name
 from mst_edge.core.files import atomic_path
+from mst_edge.core.scoring import SCORINGS
 from mst_edge.recipe import Recipe, parse_options
 from mst_edge.run_folder import RunFolder
 
@@ -32,10 +34,13 @@ class Data:
     frontends: dict[str, Frontend]
     frontend_options: dict[str, Any]
 
-    def imbalance(self) -> float:
-        """Largest class over smallest class, in training samples."""
+    def imbalance(self) -> float | None:
+        """Largest class over smallest class, in training samples or pixels; None where there are no classes."""
+        if not self.dataset.classes:
+            return None
         counts = self.dataset.class_counts(self.splits["train"])
-        return float(counts.max() / counts.min())
+        present = counts[counts > 0]  # the ignored class has none
+        return float(present.max() / present.min())
 
     def summary(self) -> dict[str, Any]:
         """What the result and the report say of the data."""
@@ -45,7 +50,9 @@ class Data:
             "fingerprint": dataset.fingerprint,
             "licence": dataset.licence,
             "source": dataset.source,
+            "task": dataset.task,
             "classes": list(dataset.classes),
+            "numbers": self._numbers(),
             "modalities": {
                 name: {
                     "kind": spec.kind.value,
@@ -57,7 +64,9 @@ class Data:
                 for name, spec in dataset.modalities.items()
             },
             "samples": {name: len(ids) for name, ids in self.splits.items()},
-            "class_counts": {name: dataset.class_counts(ids).tolist() for name, ids in self.splits.items()},
+            "class_counts": {
+                name: dataset.class_counts(ids).tolist() for name, ids in self.splits.items() if dataset.classes
+            },
             "imbalance": self.imbalance(),
         }
 
@@ -69,9 +78,29 @@ class Data:
             "train_sha256": hashlib.sha256(self.splits["train"].tobytes()).hexdigest(),
         }
 
+    def _numbers(self) -> list[dict[str, Any]]:
+        """What is to be regressed, with its statistics over training samples."""
+        if self.dataset.classes:
+            return []
+        truth = self.dataset.truth
+        statistics = self.dataset.target_statistics(self.splits["train"])
+        rows = zip(truth.names, truth.units, *(values.tolist() for values in statistics), strict=True)
+        return [{"name": n, "unit": unit, "mean": mean, "std": std} for n, unit, mean, std in rows]
+
     def balances_classes(self, choice: str) -> bool:
-        """Whether the training loss weighs classes, given ``distill.class_balance``."""
-        return choice == "weights" or (choice == "auto" and self.imbalance() >= _IMBALANCE)
+        """Whether the training loss weighs classes, given ``distill.class_balance``.
+
+        ``auto`` leaves pixels alone: in pictures a large background is the rule.
+
+        Raises:
+            UserError: weights for a task without classes.
+        """
+        imbalance = self.imbalance()
+        if choice == "weights" and imbalance is None:
+            raise UserError("regression has no classes to weigh", where="distill.class_balance", fix="use auto or none")
+        if choice == "auto":
+            return imbalance is not None and self.dataset.task == CLASSIFICATION and imbalance >= _IMBALANCE
+        return choice == "weights"
 
 
 def prepare(recipe: Recipe, data_root: Path | None) -> Data:
@@ -93,6 +122,7 @@ def prepare(recipe: Recipe, data_root: Path | None) -> Data:
         # The built folder carries the split that the rule made.
         splits = split_dataset(dataset, SplitRule())
     _require_modalities(recipe, dataset)
+    _require_fitting_goals(recipe, dataset)
     options_by_name = {
         name: parse_options(frontend_options(spec.kind), recipe.modalities.get(name, {}), where=f"modalities.{name}")
         for name, spec in dataset.modalities.items()
@@ -121,6 +151,18 @@ def _require_modalities(recipe: Recipe, dataset: Dataset) -> None:
         )
 
 
+def _require_fitting_goals(recipe: Recipe, dataset: Dataset) -> None:
+    scoring = SCORINGS[dataset.task]
+    wrong, right = ("max", "min") if scoring.higher_is_better else ("min", "max")
+    if getattr(recipe.goals.accuracy, wrong) is not None:
+        better = "higher" if scoring.higher_is_better else "lower"
+        raise UserError(
+            f"{scoring.label}, by which {dataset.task} is judged, is better when {better}",
+            where=f"goals.accuracy.{wrong}",
+            fix=f"give goals.accuracy.{right}",
+        )
+
+
 def save_evaluation(run: RunFolder, data: Data, modality: str) -> None:
     """Keeps the raw test inputs (as the exported graph takes them) and targets for every build to see."""
     ids = data.splits["test"]
@@ -133,4 +175,4 @@ def save_evaluation(run: RunFolder, data: Data, modality: str) -> None:
         for start in range(0, len(ids), 256):
             out[start : start + 256] = data.dataset.read(modality, ids[start : start + 256])
         out.flush()
-        np.save(temporary / "target.npy", data.dataset.target[ids], allow_pickle=False)
+        np.save(temporary / "target.npy", np.asarray(data.dataset.target[ids]), allow_pickle=False)

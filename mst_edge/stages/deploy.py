@@ -9,10 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mst_edge.core.provenance import provenance
+from mst_edge.core.scoring import OutputSpec, Predictions, Scoring, scoring_of
 from mst_edge.recipe import Recipe
 from mst_edge.run_folder import RunFolder
 from mst_edge.stages.data import Data
-from mst_edge.stages.distill import LOGITS
+from mst_edge.stages.distill import load_predictions
 from quantize.variant import Variant
 from targets import measure
 from targets.examples import example_files
@@ -31,7 +32,9 @@ from targets.target import Skipped, get_target
 
 REFERENCE_SAMPLES = 8
 PARITY_SAMPLES = 64
-# Largest difference of logits from the torch student, as a share of the logits' spread (standard
+# Reference outputs of a bundle: label maps are large.
+_MOST_REFERENCE_BYTES = 4 << 20
+# Largest difference of outputs from the torch student, as a share of the outputs' spread (standard
 # deviation): rounding of float32; 8 bits of mantissa in bf16; 256 levels per tensor in int8.
 PARITY_LIMITS = {"fp32": 1e-3, "bf16": 0.25, "int8": 1.5}
 # What another device may differ from this one's outputs, on the same scale.
@@ -87,26 +90,30 @@ def run_deploy(
             builds.append(made)
         else:
             skipped.append(made)
-    reference = np.load(run.evaluation / LOGITS, allow_pickle=False)
-    labels = np.load(run.evaluation / "target.npy", allow_pickle=False)
-    measured = measure.measure(builds, run.evaluation / "inputs.npy", protocol_of(recipe), watcher.busy)
-    candidates = [_candidate(build, *measured[build.id], reference, labels) for build in builds]
+    output = variants[0].output
+    scoring, reference = scoring_of(output), load_predictions(run)
+    truth = np.load(run.evaluation / "target.npy", mmap_mode="r", allow_pickle=False)
+    measured = measure.measure(builds, run.evaluation / "inputs.npy", output, protocol_of(recipe), watcher.busy)
+    candidates = [_candidate(build, *measured[build.id], reference, truth, scoring) for build in builds]
     verdicts = judge(candidates, goals_of(recipe))
-    logits = {build_id: values for build_id, (_, values) in measured.items()}
+    said = {build_id: predictions for build_id, (_, predictions) in measured.items()}
+    chosen = next(v.build_id for v in verdicts if v.chosen)
+    confusion = scoring.confusion(said[chosen].answers, truth)
     record = {
         "target": target_name,
         "summary": target.spec.summary,
         "threads": recipe.measure.threads,
-        "fp32_accuracy": float((reference.argmax(axis=1) == labels).mean()),
+        "scoring": scoring.describe(),
+        "fp32_accuracy": scoring.value(scoring.statistics(reference.answers, truth)),
         "builds": [_row(c, v) for c, v in zip(candidates, verdicts, strict=True)],
         "skipped": [asdict(entry) for entry in skipped],
         "goals": asdict(goals_of(recipe)),
-        "chosen": next(v.build_id for v in verdicts if v.chosen),
+        "chosen": chosen,
         "gate": "passed" if any(v.chosen and v.passed for v in verdicts) else "failed",
-        "confusion": _confusion(logits, verdicts, labels, len(data.dataset.classes)),
+        "confusion": None if confusion is None else confusion.tolist(),
         "bundle": str(run.bundle(target_name).relative_to(run.path)),
     }
-    _pack(recipe, data, run, variants[0], candidates, verdicts, logits, record)
+    _pack(recipe, data, run, variants[0], candidates, verdicts, said, record)
     run.finish_stage(stage_name(target_name), record)
     return record
 
@@ -114,17 +121,18 @@ def run_deploy(
 def _candidate(
     build: Build,
     measurement: Any,
-    logits: NDArray[np.float32],
-    reference: NDArray[np.float32],
-    labels: NDArray[np.int64],
+    said: Predictions,
+    reference: Predictions,
+    truth: NDArray[Any],
+    scoring: Scoring,
 ) -> Candidate:
-    spread = float(reference.std())
-    difference = np.abs(logits[:PARITY_SAMPLES] - reference[:PARITY_SAMPLES]).max()
+    few = slice(PARITY_SAMPLES)
+    difference = scoring.difference(said.outputs[few], reference.outputs[few])
     return Candidate(
         build=build,
         measurement=measurement,
-        accuracy=compare_accuracy(logits, reference, labels),
-        parity=float(difference) / spread,
+        accuracy=compare_accuracy(said.answers, reference.answers, truth, scoring),
+        parity=difference / scoring.spread(reference.outputs),
         parity_limit=PARITY_LIMITS[build.precision],
     )
 
@@ -146,16 +154,6 @@ def _row(candidate: Candidate, verdict: Verdict) -> dict[str, Any]:
     }
 
 
-def _confusion(
-    logits: dict[str, NDArray[np.float32]], verdicts: list[Verdict], labels: NDArray[np.int64], classes: int
-) -> list[list[int]]:
-    """Rows are true classes, columns what the chosen build said."""
-    chosen = next(v.build_id for v in verdicts if v.chosen)
-    matrix = np.zeros((classes, classes), dtype=np.int64)
-    np.add.at(matrix, (labels, logits[chosen].argmax(axis=1)), 1)
-    return matrix.tolist()
-
-
 def _pack(
     recipe: Recipe,
     data: Data,
@@ -163,19 +161,21 @@ def _pack(
     variant: Variant,
     candidates: list[Candidate],
     verdicts: list[Verdict],
-    logits: dict[str, NDArray[np.float32]],
+    said: dict[str, Predictions],
     record: dict[str, Any],
 ) -> None:
-    reference = np.load(run.evaluation / LOGITS, allow_pickle=False)
+    reference = load_predictions(run).outputs
+    count = max(1, min(REFERENCE_SAMPLES, _MOST_REFERENCE_BYTES // reference[0].nbytes))
     inputs = np.load(run.evaluation / "inputs.npy", mmap_mode="r", allow_pickle=False)
-    target = np.load(run.evaluation / "target.npy", allow_pickle=False)
-    spread = float(reference.std())
+    truth = np.load(run.evaluation / "target.npy", mmap_mode="r", allow_pickle=False)
+    spread = scoring_of(variant.output).spread(reference)
     packed = [
         PackedBuild(
             build=c.build,
-            reference_outputs=logits[c.build.id][:REFERENCE_SAMPLES],
+            reference_outputs=said[c.build.id].outputs[:count],
             tolerance=DEVICE_LIMITS[c.build.precision] * spread,
             expected={
+                "metric": record["scoring"]["metric"],
                 "accuracy": c.accuracy.value,
                 "accuracy_drop": asdict(c.accuracy.drop),
                 **c.measurement.to_dict(),
@@ -187,16 +187,15 @@ def _pack(
         run.bundle(record["target"]),
         name=recipe.name,
         target=record["target"],
-        task=data.dataset.task,
-        labels=data.dataset.classes,
+        output=variant.output,
         input_spec=variant.input,
-        reference_inputs=np.array(inputs[:REFERENCE_SAMPLES]),
+        reference_inputs=np.array(inputs[:count]),
         builds=packed,
         gate={"verdict": record["gate"], "goals": record["goals"], "checks": _chosen_checks(verdicts)},
         provenance=provenance(recipe_sha256=recipe.sha256(), data_sha256=data.dataset.fingerprint, seed=recipe.seed),
         licence=data.dataset.licence,
-        readme=_readme(recipe, record, data),
-        examples=example_files(variant.input, inputs, target, data.dataset.classes),
+        readme=_readme(recipe, record, data, variant.output),
+        examples=example_files(variant.input, inputs, truth, variant.output.names),
     )
 
 
@@ -215,19 +214,28 @@ def _chosen_checks(verdicts: list[Verdict]) -> list[dict[str, Any]]:
     return next([asdict(check) for check in v.checks] for v in verdicts if v.chosen)
 
 
-def _readme(recipe: Recipe, record: dict[str, Any], data: Data) -> str:
+def _readme(recipe: Recipe, record: dict[str, Any], data: Data, output: OutputSpec) -> str:
     chosen = next(row for row in record["builds"] if row["id"] == record["chosen"])
     latency = chosen["measurement"]["latency"]
     return f"""# {recipe.name} for {record["target"]}
 
-Reads one `{recipe.student.modality}` sample, answers with one of {len(data.dataset.classes)} labels.
+Reads one `{recipe.student.modality}` sample, {_answers(output)}
 
     pip install numpy {chosen["runtime"]}
-    python run.py examples/*     # labels for wav, picture or .npy files; these are test samples
+    python run.py examples/*     # answers for wav, picture or .npy files; these are test samples
     python run.py --self-test    # does this machine compute what it should?
 
-Gate: **{record["gate"]}**. Build `{chosen["id"]}`: accuracy {chosen["accuracy"]["value"]:.2%} on
+Gate: **{record["gate"]}**. Build `{chosen["id"]}`: {chosen["accuracy"]["label"]} {chosen["accuracy"]["value"]:.2%} on
 {chosen["accuracy"]["samples"]} test samples; latency p50 {latency["p50_ms"]:.3f} ms, p90 {latency["p90_ms"]:.3f} ms,
 {latency["threads"]} thread(s), measured where it was packed. `manifest.json` holds all numbers, the machine
 they were measured on, and the sha256 of every file. Data licence: {data.dataset.licence}.
 """
+
+
+def _answers(output: OutputSpec) -> str:
+    """What the student answers with, in words."""
+    if output.scale:
+        numbers = (f"{name} in {unit}" if unit else name for name, unit in zip(output.names, output.units, strict=True))
+        return f"answers with {', '.join(numbers)}."
+    where = " per pixel" if output.task == "segmentation" else ""
+    return f"answers with one of {len(output.names)} labels{where}."

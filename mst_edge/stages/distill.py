@@ -9,26 +9,26 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from numpy.typing import NDArray
 
 from distill.lab import MULTIMODAL, Epochs, Lab, OptimizerChoice, teacher_key
 from distill.methods.base import METHODS, Method
 from distill.networks.registry import Model, NetworkChoice
 from distill.student import Student, StudentSpec, save_student
-from distill.tasks import balanced_class_weights, make_task
+from distill.tasks import Task, balanced_class_weights, task_for
 from distill.teachers import TeacherFile, open_teacher, save_teacher
 from distill.training.features import FeatureStore
 from distill.training.parallel import ALONE, Processes
 from distill.training.phase import Reporter, Session
 from mst_edge.core.errors import UserError
 from mst_edge.core.files import atomic_path, read_json, sha256_file, write_json
-from mst_edge.core.stats import paired_difference, proportion_interval
+from mst_edge.core.scoring import Predictions
 from mst_edge.recipe import DistillSection, NetworkSection, Recipe, TeacherSection, parse_options
 from mst_edge.run_folder import RunFolder
 from mst_edge.stages.data import Data
 
 STAGE = "distill"
-LOGITS = "student_logits.npy"
+LOGITS, ANSWERS = "student_logits.npy", "student_answers.npy"
 
 
 def pick_device(name: str) -> torch.device:
@@ -61,14 +61,11 @@ def make_lab(
     """
     said = recipe.distill
     require_samples_for_all(said, processes)
-    weights = None
-    if data.balances_classes(said.class_balance):
-        counts = data.dataset.class_counts(data.splits["train"])
-        weights = balanced_class_weights(torch.from_numpy(counts))
-    teachers, pretrained = _teachers(recipe, data)
+    task = make_task(recipe, data)
+    teachers, pretrained = _teachers(recipe, data, task)
     return Lab(
         store=FeatureStore(data.dataset, data.splits, data.frontends),
-        task=make_task(data.dataset.task, len(data.dataset.classes), weights),
+        task=task,
         session=Session(
             folder,
             device,
@@ -89,8 +86,16 @@ def make_lab(
     )
 
 
+def make_task(recipe: Recipe, data: Data) -> Task:
+    """The data's task, its loss weighing classes where the recipe and their counts say so."""
+    train, weights = data.splits["train"], None
+    if data.balances_classes(recipe.distill.class_balance):
+        weights = balanced_class_weights(torch.from_numpy(data.dataset.class_counts(train)))
+    return task_for(data.dataset, train, weights)
+
+
 def _teachers(
-    recipe: Recipe, data: Data
+    recipe: Recipe, data: Data, task: Task
 ) -> tuple[dict[str, tuple[tuple[str, ...], NetworkChoice]], dict[str, TeacherFile]]:
     """Every teacher's modalities and network, and those that come trained, once they fit the data.
 
@@ -106,7 +111,8 @@ def _teachers(
         if section.weights is not None:
             where = f"{teacher_key(name)}.weights"
             file = pretrained[name] = open_teacher(section.weights, where)
-            file.require_fit(reads, data.dataset.classes, choice, where)
+            file.require_fit(reads, task.output.names, choice, where)
+            file.require_same_scale(task.answer_state(), where)
             file.pin(data.frontends, data.frontend_options, where)
             choice = file.choice(choice)
         teachers[name] = (reads, choice)
@@ -191,18 +197,18 @@ def run_distill(recipe: Recipe, data: Data, run: RunFolder, lab: Lab, methods: M
     """
     _keep_identity(lab, run.distill / "pretrained.json")
     models: list[dict[str, Any]] = []
-    logits: dict[str, Tensor] = {}
+    statistics: dict[str, NDArray[np.float64]] = {}
     insights: dict[str, Any] = {}
     chosen: Model | None = None
     if needs_teachers(methods):
         teacher = lab.trained_teacher(MULTIMODAL)
-        logits["teacher"] = lab.logits(teacher, "test")
-        models.append(_row(lab, "lone", "teacher", teacher, logits["teacher"], lab.lone_phases(MULTIMODAL)))
+        statistics["teacher"] = lab.statistics(teacher, "test")
+        models.append(_row(lab, "lone", "teacher", teacher, statistics["teacher"], lab.lone_phases(MULTIMODAL)))
     for name, method in methods.items():
         student = method.train()
-        logits[name] = lab.logits(student, "test")
+        statistics[name] = lab.statistics(student, "test")
         phases = [work.phase for work in method.workload() if "student" in work.trained]
-        models.append(_row(lab, name, "student", student, logits[name], phases))
+        models.append(_row(lab, name, "student", student, statistics[name], phases))
         if method.insights:
             insights[name] = method.insights
         if name == recipe.distill.method:
@@ -211,13 +217,14 @@ def run_distill(recipe: Recipe, data: Data, run: RunFolder, lab: Lab, methods: M
     record = {
         "method": recipe.distill.method,
         "preset": recipe.distill.preset,
+        "scoring": lab.task.scoring.describe(),
         "device": str(lab.session.device),
         "precision": recipe.distill.precision,
         "student_epochs": lab.epochs.student,
         "class_weights": None if lab.task.class_weights is None else lab.task.class_weights.tolist(),
         "models": models,
         "insights": insights,
-        "diagnoses": diagnose(lab, recipe.distill.method, logits, data.origin()),
+        "diagnoses": diagnose(lab, recipe.distill.method, statistics, data.origin()),
     }
     if lab.session.processes.first:
         _save(recipe, data, run, lab, chosen, record)
@@ -246,12 +253,14 @@ def _save(recipe: Recipe, data: Data, run: RunFolder, lab: Lab, model: Model, re
         modality=data.dataset.modalities[modality],
         frontend=data.frontend_options[modality],
         network=NetworkChoice(model.network, dict(model.options)),
-        classes=data.dataset.classes,
+        output=lab.task.output,
+        map_size=lab.task.map_size,
         facts={"method": record["method"], "preset": record["preset"], "seed": recipe.seed},
     )
     student = Student(spec)
     student.frontend.load_state_dict(data.frontends[modality].state_dict())
     student.network.load_state_dict(model.module.to("cpu").state_dict())
+    student.answer.load_state_dict(lab.task.answer_state())
     save_student(run.distill, student.eval())
     for name, teacher in lab.lone_teachers().items():
         frontends = {modality: data.frontends[modality] for modality in teacher.reads}
@@ -260,47 +269,50 @@ def _save(recipe: Recipe, data: Data, run: RunFolder, lab: Lab, model: Model, re
             teacher.module,
             frontends,
             data.frontend_options,
-            classes=list(data.dataset.classes),
+            classes=list(lab.task.output.names),
+            **{name: values.tolist() for name, values in lab.task.answer_state().items()},
             network=asdict(NetworkChoice(teacher.network, dict(lab.teachers[name][1].options))),
             trained_on=data.origin(),
         )
     write_json(run.distill / "histories.json", lab.histories)
 
 
-def _row(lab: Lab, method: str, role: str, model: Model, logits: Tensor, phases: list[str]) -> dict[str, Any]:
+def _row(
+    lab: Lab, method: str, role: str, model: Model, statistics: NDArray[np.float64], phases: list[str]
+) -> dict[str, Any]:
     """What the result says of a trained model; ``phases`` name the histories of its training, in order."""
-    target = lab.store.target("test")
-    right = int((logits.argmax(dim=1) == target).sum())
-    interval = proportion_interval(right, len(target))
+    interval = lab.task.scoring.interval(statistics)
     return {
         "method": method,
         "role": role,
         "reads": list(model.reads),
         "parameters": model.parameters,
         "phases": phases,
-        "val": lab.task.metrics(lab.logits(model, "val"), lab.store.target("val")),
-        "test": lab.task.metrics(logits, target),
-        "test_accuracy_interval": [interval.low, interval.high],
+        "val": lab.evaluate(model, "val"),
+        "test": lab.evaluate(model, "test"),
+        "test_interval": [interval.low, interval.high],
     }
 
 
-def diagnose(lab: Lab, method: str, logits: dict[str, Tensor], origin: Mapping[str, str]) -> list[dict[str, str]]:
+def diagnose(
+    lab: Lab, method: str, statistics: dict[str, NDArray[np.float64]], origin: Mapping[str, str]
+) -> list[dict[str, str]]:
     """What the user should hear about teachers and student, with the reason and what to try.
 
     Args:
-        logits: on test samples. origin: ``Data.origin`` of the data at hand.
+        statistics: of test samples, by method; those of the multimodal teacher by ``teacher``.
+        origin: ``Data.origin`` of the data at hand.
     """
     said: list[dict[str, str]] = []
-    target = lab.store.target("test").numpy()
-    right = {name: z.argmax(dim=1).numpy() == target for name, z in logits.items()}
-    if "teacher" in right and "lone" in right:
-        gain = -paired_difference(right["lone"], right["teacher"]).estimate
-        if gain <= 0:
-            text = (
-                f"the multimodal teacher is no better than the lone student ({gain:+.1%} accuracy): it has nothing "
-                "to teach. Train it longer, give it a wider network, or check that the modalities are paired"
-            )
-            said.append({"level": "warning", "text": text})
+    scoring = lab.task.scoring
+    teacher, lone = statistics.get("teacher"), statistics.get("lone")
+    if teacher is not None and lone is not None and scoring.gain(lone, teacher) <= 0:
+        text = (
+            f"the multimodal teacher is no better than the lone student "
+            f"({scoring.value(teacher) - scoring.value(lone):+.1%} {scoring.label}): it has "
+            "nothing to teach. Train it longer, give it a wider network, or check that the modalities are paired"
+        )
+        said.append({"level": "warning", "text": text})
     for name, file in lab.pretrained.items():
         if file.saw_other_split(**origin):
             text = (
@@ -308,42 +320,48 @@ def diagnose(lab: Lab, method: str, logits: dict[str, Tensor], origin: Mapping[s
                 "seen samples of this test split, so accuracies here say too much"
             )
             said.append({"level": "warning", "text": text})
-    if "teacher" in right:
+    if teacher is not None:
         text = _saturation(lab)
         if text:
             said.append({"level": "note", "text": text})
-    if "lone" in right and method != "lone":
-        drop = paired_difference(right["lone"], right[method])
-        low, high = -drop.high, -drop.low
-        verdict = "better than" if low > 0 else "worse than" if high < 0 else "not clearly different from"
+    if lone is not None and method != "lone":
+        drop = scoring.drop(lone, statistics[method])
+        sign = -1 if scoring.higher_is_better else 1
+        low, high = sorted((sign * drop.low, sign * drop.high))
+        verdict = "better than" if drop.high < 0 else "worse than" if drop.low > 0 else "not clearly different from"
         text = (
             f"the {method} student is {verdict} the lone student on the test split: "
-            f"{-drop.estimate:+.1%} accuracy, 95 % interval {low:+.1%} to {high:+.1%}"
+            f"{sign * drop.estimate:+.1%} {scoring.label}, 95 % interval {low:+.1%} to {high:+.1%}"
         )
         said.append({"level": "note" if drop.estimate < 0 else "warning", "text": text})
     return said
 
 
 def _saturation(lab: Lab) -> str:
-    """Compares the teacher's confidence on training and on validation samples."""
+    """Whether the teacher is far surer of training samples than of validation samples."""
     teacher = lab.trained_teacher(MULTIMODAL)
-    seen, unseen = (
-        torch.softmax(lab.logits(teacher, split), dim=1).gather(1, lab.store.target(split)[:, None]).mean().item()
-        for split in ("train", "val")
-    )
+    metric, phrase = lab.task.certainty
+    seen, unseen = (lab.evaluate(teacher, split)[metric] for split in ("train", "val"))
     if seen - unseen < 0.2:
         return ""
     return (
-        f"the multimodal teacher gives the right class {seen:.0%} probability on training samples and {unseen:.0%} "
+        f"the multimodal teacher {phrase.format(seen)} on training samples and {unseen:.0%} "
         "on validation samples: it has memorised its training set, so its soft labels there say little more than "
         "the labels do"
     )
 
 
-def save_reference(run: RunFolder, logits: np.ndarray[Any, Any]) -> None:
-    """Keeps the fp32 torch student's logits on the test split."""
-    with atomic_path(run.evaluation / LOGITS) as temporary, temporary.open("wb") as file:
-        np.save(file, logits, allow_pickle=False)
+def save_predictions(run: RunFolder, said: Predictions) -> None:
+    """Keeps what the fp32 torch student says of the test split."""
+    for name, array in ((LOGITS, said.outputs), (ANSWERS, said.answers)):
+        with atomic_path(run.evaluation / name) as temporary, temporary.open("wb") as file:
+            np.save(file, array, allow_pickle=False)
+
+
+def load_predictions(run: RunFolder) -> Predictions:
+    """What ``save_predictions`` kept."""
+    answers, outputs = (np.load(run.evaluation / name, allow_pickle=False) for name in (ANSWERS, LOGITS))
+    return Predictions(answers, outputs)
 
 
 def _choice(section: NetworkSection) -> NetworkChoice:

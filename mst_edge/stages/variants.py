@@ -5,27 +5,29 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import torch
 
-from distill.student import load_student, student_logits
+from distill.student import load_student, student_outputs
+from mst_edge.core.scoring import collect, scoring_of
 from mst_edge.recipe import Recipe
 from mst_edge.run_folder import RunFolder
 from mst_edge.stages.data import Data, save_evaluation
-from mst_edge.stages.distill import save_reference
+from mst_edge.stages.distill import save_predictions
 from quantize import calibration
 from quantize.export import export_student
 from quantize.int8_static import Int8Options, quantize_int8
 from quantize.variant import Variant, load_variant
 
 STAGE = "variants"
+_BATCH, _DENSE_BATCH = 256, 4
 
 
 def run_variants(recipe: Recipe, data: Data, run: RunFolder) -> dict[str, Any]:
     """Exports and quantizes; keeps test inputs and the fp32 student's answers beside."""
     student = load_student(run.distill)
     save_evaluation(run, data, recipe.student.modality)
-    inputs = torch.from_numpy(np.load(run.evaluation / "inputs.npy", allow_pickle=False))
-    save_reference(run, student_logits(student, inputs).numpy())
+    inputs = np.load(run.evaluation / "inputs.npy", mmap_mode="r", allow_pickle=False)
+    few = _DENSE_BATCH if student.spec.map_size else _BATCH
+    save_predictions(run, collect(student_outputs(student, inputs, few), scoring_of(student.spec.output)))
     made = [export_student(student, run.variants / "fp32")]
     chosen = recipe.quantize.calibration
     ids = calibration.choose(data.dataset, data.splits["train"], chosen.samples, recipe.seed)

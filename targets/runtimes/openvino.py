@@ -14,6 +14,7 @@ from targets.runtimes.engine import EngineRuntime
 from targets.spec import Probe
 
 _MODEL = "model.xml"
+_MOVING = {"Reshape", "Transpose"}
 _HINTS = {"fp32": "f32", "int8": "f32", "bf16": "bf16"}
 
 
@@ -42,17 +43,34 @@ class OpenVino(EngineRuntime):
         return _MODEL, options
 
     def _require_f32(self, model: Path, options: Mapping[str, Any], names: Collection[str]) -> None:
-        """Asks the compiled graph which precision each front-end operator really runs in."""
+        """Asks the compiled graph which precision each operator of ``names`` really runs in.
+
+        What only moves values may run in bf16 where nothing of ``names`` reads it: the rounding is then that of
+        what comes after. OpenVINO swaps a change of shape with the scaling before it.
+        """
         engine = self.engine(model, options)
         try:
             for operator in engine.compiled.get_runtime_model().get_ops():
-                info = operator.get_rt_info()
-                origins = str(info["originalLayersNames"].astype(str)) if "originalLayersNames" in info else ""
-                precision = str(info["runtimePrecision"].astype(str)) if "runtimePrecision" in info else ""
-                if precision == "bf16" and set(origins.split(",")) & set(names):
-                    raise RuntimeError(f"front-end operator {origins} runs in bf16 in OpenVINO")
+                if _fact(operator, "runtimePrecision") != "bf16" or not _is_of(operator, names):
+                    continue
+                readers = [entry.get_node() for output in operator.outputs() for entry in output.get_target_inputs()]
+                moves = _fact(operator, "layerType") in _MOVING
+                if not moves or any(_is_of(reader, names) for reader in readers):
+                    origins = _fact(operator, "originalLayersNames")
+                    raise RuntimeError(f"operator {origins}, which must stay in f32, runs in bf16 in OpenVINO")
         finally:
             engine.close()
+
+
+def _fact(operator: Any, name: str) -> str:
+    """What the compiled graph says of one of its operators."""
+    info = operator.get_rt_info()
+    return str(info[name].astype(str)) if name in info else ""
+
+
+def _is_of(operator: Any, names: Collection[str]) -> bool:
+    """Whether an operator of the compiled graph was made of one of the layers ``names``."""
+    return bool(set(_fact(operator, "originalLayersNames").split(",")) & set(names))
 
 
 def keep_in_f32(ir: str, names: Collection[str]) -> str:

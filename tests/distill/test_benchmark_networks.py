@@ -38,8 +38,10 @@ NETWORKS = [
 
 def _without_weights(network: str, shapes: dict[str, tuple[int, ...]], outputs: int) -> Model:
     """On the meta device: shapes and sizes at full scale, in no time and no memory."""
+    dense = (480, 640) if network in ("segnet", "fusenet") else None
     with torch.device("meta"):
-        return build_model("m", NetworkChoice(network), shapes, outputs, where="teachers.multimodal")
+        choice = NetworkChoice(network)
+        return build_model("m", choice, shapes, outputs, where="teachers.multimodal", map_size=dense)
 
 
 @pytest.mark.parametrize(("network", "shapes", "outputs", "parameters"), NETWORKS)
@@ -116,7 +118,7 @@ def test_pooling_and_unpooling_are_torchs_own():
 def _small_fusenet() -> Model:
     torch.manual_seed(0)
     shapes = {"photo": (3, 32, 64), "depth": (1, 32, 64)}
-    model = build_model("m", NetworkChoice("fusenet", {"width": 0.02}), shapes, 5, where="t")
+    model = build_model("m", NetworkChoice("fusenet", {"width": 0.02}), shapes, 5, where="t", map_size=(32, 64))
     model.module.eval()
     return model
 
@@ -145,7 +147,8 @@ def test_fusenet_is_split_at_a_masked_layer_for_cached_prefixes():
 
 def test_dense_networks_start_with_signals_of_one_size_through_all_stages():
     torch.manual_seed(0)
-    module = build_model("m", NetworkChoice("segnet", {"width": 0.1}), {"x": (3, 32, 32)}, 41, where="t").module
+    choice, shapes = NetworkChoice("segnet", {"width": 0.1}), {"x": (3, 32, 32)}
+    module = build_model("m", choice, shapes, 41, where="t", map_size=(32, 32)).module
     spread = module.decoder.logits.weight.std().item()
     assert spread == pytest.approx((2 / (9 * 8 + 9 * 41)) ** 0.5, rel=0.1)  # Xavier, not the reference's 0.02 of it
     deep = module.encoder[4][0]

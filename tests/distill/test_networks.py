@@ -142,13 +142,16 @@ EXAMPLES = {
     "ravdess_audio": (3, 40),
     "vggsound_audio": (3, 40),
     "segnet": (1, 32, 32),
+    "small_unet": (1, 32, 32),
 }
+DENSE = {"segnet", "small_unet"}
 
 
 @pytest.mark.parametrize("name", [n for n in NETWORKS.names() if not getattr(NETWORKS.get(n), "multimodal", False)])
 def test_every_layer_that_a_network_offers_to_mask_gives_channels(name):
     shape = EXAMPLES.get(name, (1, 40, 61))
-    model = build_model("m", NetworkChoice(name), {"x": shape}, 4, where="student")
+    dense = shape[1:] if name in DENSE else None
+    model = build_model("m", NetworkChoice(name), {"x": shape}, 4, where="student", map_size=dense)
     assert model.maskable
     for path in model.maskable:
         assert probe_layer(model, path, {"x": shape}, "x").ndim >= 2

@@ -7,8 +7,7 @@ import pytest
 import torch
 from scipy.special import log_softmax, softmax
 
-from distill.tasks import Classification, balanced_class_weights, make_task
-from mst_edge.core.errors import UserError
+from distill.tasks import Classification, balanced_class_weights
 
 
 @pytest.mark.parametrize("temperature", [1.0, 4.0])
@@ -54,8 +53,3 @@ def test_metrics_count_rare_classes_in_the_balanced_accuracy():
     assert metrics["accuracy"] == pytest.approx(0.9)
     assert metrics["error"] == pytest.approx(0.1)
     assert metrics["balanced_accuracy"] == pytest.approx(0.5)
-
-
-def test_an_unknown_task_lists_the_known():
-    with pytest.raises(UserError, match="Known: classification"):
-        make_task("classify", 2)

@@ -16,7 +16,7 @@ from distill.frontends import frontend_options, make_frontend
 from distill.lab import Epochs, Lab, OptimizerChoice
 from distill.methods.base import METHODS
 from distill.networks.registry import NetworkChoice
-from distill.tasks import make_task
+from distill.tasks import Classification
 from distill.training.checkpoint import copy_state, load_tensors, optimizer_state, restore_optimizer, save_tensors
 from distill.training.features import FeatureStore
 from distill.training.phase import Phase, Session, Silent, run_phase
@@ -35,7 +35,7 @@ def make_lab(store, folder, *, seed=0, epochs=Epochs(2, 1, 2), **changes) -> Lab
     session = Session(folder, torch.device("cpu"), seed, batch_size=32)
     lab = Lab(
         store=store,
-        task=make_task("classification", 3),
+        task=Classification(3),
         session=session,
         student_modality="signal",
         student=NetworkChoice("tcn", {"width": 0.5, "dropout": 0.1}),

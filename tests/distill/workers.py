@@ -21,7 +21,7 @@ from distill.frontends import frontend_options, make_frontend
 from distill.lab import Epochs, Lab, OptimizerChoice
 from distill.methods.base import METHODS
 from distill.networks.registry import NetworkChoice
-from distill.tasks import make_task
+from distill.tasks import task_for
 from distill.training.features import Batch, FeatureStore
 from distill.training.parallel import SharedStatistics, connect
 from distill.training.phase import Session
@@ -67,9 +67,10 @@ def vectors_lab(data: Path, folder: Path, *, dropout: float = 0.0, **session: ob
     frontends = {name: make_frontend(spec, frontend_options(spec.kind)()) for name, spec in dataset.modalities.items()}
     names = tuple(dataset.modalities)
     encoders = {name: {"network": "mlp"} for name in names}
+    splits = split_dataset(dataset, SplitRule())
     return Lab(
-        store=FeatureStore(dataset, split_dataset(dataset, SplitRule()), frontends),
-        task=make_task("classification", len(dataset.classes)),
+        store=FeatureStore(dataset, splits, frontends),
+        task=task_for(dataset, splits["train"]),
         session=Session(folder, torch.device("cpu"), 0, **{"batch_size": 32, **session}),
         student_modality=names[0],
         student=NetworkChoice("mlp", {"dropout": dropout}),

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from mst_edge.core.scoring import OutputSpec, scoring_of
 from mst_edge.core.stats import Interval
 from targets.gate import Accuracy, AccuracyGoal, Candidate, Goals, LatencyGoal, compare_accuracy, judge
 from targets.measure import Latency, Measurement
@@ -124,7 +125,7 @@ def test_accuracy_is_compared_sample_by_sample():
     target = np.array([0, 1, 0, 1])
     reference = np.eye(2)[[0, 1, 1, 1]]
     build = np.eye(2)[[0, 0, 1, 1]]
-    found = compare_accuracy(build, reference, target)
+    found = compare_accuracy(build, reference, target, scoring_of(OutputSpec("classification", ("a", "b"))))
     assert found.value == 0.5
     assert found.drop.estimate == pytest.approx(0.25)
     assert found.relative_drop.estimate == pytest.approx(1 / 3)

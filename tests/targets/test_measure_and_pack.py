@@ -33,12 +33,12 @@ def built(tmp_path_factory):
 
 
 def test_builds_are_measured_side_by_side_in_processes_of_their_own(built):
-    _, builds, samples = built
+    variant, builds, samples = built
     said = []
-    found = measure(builds, samples, SHORT, said.append)
+    found = measure(builds, samples, variant.output, SHORT, said.append)
     assert set(found) == {"onnxruntime-fp32", "openvino-fp32"}
     for build in builds:
-        measurement, logits = found[build.id]
+        measurement, predictions = found[build.id]
         latency = measurement.latency
         assert 0 < latency.p50_ms <= latency.p90_ms <= latency.p99_ms
         assert latency.runs >= 20
@@ -49,7 +49,7 @@ def test_builds_are_measured_side_by_side_in_processes_of_their_own(built):
         assert measurement.size_bytes == build.size_bytes
         with get_target("cpu").load(build) as runner:
             expected = np.concatenate([runner.run(row[None]) for row in np.load(samples)])
-        assert np.allclose(logits, expected, atol=1e-5)
+        assert np.allclose(predictions.answers, expected, atol=1e-5)
     assert "latency, round 1 of 10" in said
     json.dumps(found[builds[0].id][0].to_dict())
 
@@ -114,8 +114,7 @@ def bundle(built, tmp_path):
         tmp_path / "cpu",
         name="demo",
         target="cpu",
-        task="classification",
-        labels=list("abcde"),
+        output=variant.output,
         input_spec=variant.input,
         reference_inputs=inputs,
         builds=packed,
