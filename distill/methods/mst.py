@@ -87,12 +87,15 @@ class MstDistill(Method):
 
     def _describe(self, teacher: Model | SpecialisedTeacher) -> dict[str, Any]:
         """What the report says of one teacher of stage 3: how good it is, and how often it was chosen."""
-        frozen, meter = self._frozen(teacher), self.lab.task.meter()
-        for batch in self.lab.store.in_order("val", 256, frozen.reads, self.lab.session.device):
-            meter.add(frozen(batch), batch.target)
+        frozen, metrics = self._frozen(teacher), {}
+        for split in ("train", "val"):
+            meter = self.lab.task.meter()
+            for batch in self.lab.store.in_order(split, 256, frozen.reads, self.lab.session.device):
+                meter.add(frozen(batch), batch.target)
+            metrics[split] = meter.result()
         use = [epoch[f"use_{teacher.name}"] for epoch in self.lab.histories["mst"]]
         size = teacher.mask_parameters if isinstance(teacher, SpecialisedTeacher) else 0
-        return {"name": teacher.name, "mask_parameters": size, "val": meter.result(), "use": use}
+        return {"name": teacher.name, "mask_parameters": size, **metrics, "use": use}
 
     def _frozen(self, teacher: Model | SpecialisedTeacher) -> FrozenLogits:
         return self.lab.frozen_logits(f"mst_{teacher.name}", teacher, teacher.reads)

@@ -35,6 +35,8 @@ def write_report(run: RunFolder) -> Path:
         models=[{**row, "name": model_name(row, result["distill"])} for row in result["distill"]["models"]],
         models_chart=_models_chart(result),
         curves=_curves(result, histories),
+        teachers=result["distill"]["teachers"],
+        certainty=result["distill"]["certainty"],
         routing=_routing(result),
         targets=[_target(target, result) for target in result["targets"]],
         recipe=yaml.safe_dump(result["recipe"], sort_keys=False),

@@ -26,6 +26,7 @@ from mst_edge.core.scoring import Predictions
 from mst_edge.recipe import DistillSection, NetworkSection, Recipe, TeacherSection, parse_options
 from mst_edge.run_folder import RunFolder
 from mst_edge.stages.data import Data
+from mst_edge.stages.teachers import memorised, seen_and_unseen
 
 STAGE = "distill"
 LOGITS, ANSWERS = "student_logits.npy", "student_answers.npy"
@@ -214,17 +215,23 @@ def run_distill(recipe: Recipe, data: Data, run: RunFolder, lab: Lab, methods: M
         if name == recipe.distill.method:
             chosen = student
     assert chosen is not None
+    teachers = seen_and_unseen(lab, insights)
     record = {
         "method": recipe.distill.method,
         "preset": recipe.distill.preset,
         "scoring": lab.task.scoring.describe(),
+        "certainty": lab.task.certainty[0],
         "device": str(lab.session.device),
         "precision": recipe.distill.precision,
         "student_epochs": lab.epochs.student,
         "class_weights": None if lab.task.class_weights is None else lab.task.class_weights.tolist(),
         "models": models,
         "insights": insights,
-        "diagnoses": diagnose(lab, recipe.distill.method, statistics, data.origin()),
+        "teachers": teachers,
+        "diagnoses": [
+            *diagnose(lab, recipe.distill.method, statistics, data.origin()),
+            *memorised(teachers, lab.task.certainty),
+        ],
     }
     if lab.session.processes.first:
         _save(recipe, data, run, lab, chosen, record)
@@ -320,10 +327,6 @@ def diagnose(
                 "seen samples of this test split, so accuracies here say too much"
             )
             said.append({"level": "warning", "text": text})
-    if teacher is not None:
-        text = _saturation(lab)
-        if text:
-            said.append({"level": "note", "text": text})
     if lone is not None and method != "lone":
         drop = scoring.drop(lone, statistics[method])
         sign = -1 if scoring.higher_is_better else 1
@@ -335,20 +338,6 @@ def diagnose(
         )
         said.append({"level": "note" if drop.estimate < 0 else "warning", "text": text})
     return said
-
-
-def _saturation(lab: Lab) -> str:
-    """Whether the teacher is far surer of training samples than of validation samples."""
-    teacher = lab.trained_teacher(MULTIMODAL)
-    metric, phrase = lab.task.certainty
-    seen, unseen = (lab.evaluate(teacher, split)[metric] for split in ("train", "val"))
-    if seen - unseen < 0.2:
-        return ""
-    return (
-        f"the multimodal teacher {phrase.format(seen)} on training samples and {unseen:.0%} "
-        "on validation samples: it has memorised its training set, so its soft labels there say little more than "
-        "the labels do"
-    )
 
 
 def save_predictions(run: RunFolder, said: Predictions) -> None:
