@@ -1,44 +1,121 @@
-"""Front ends: what a device records, turned into what a network reads. Part of the exported graph.
+"""Front ends: what a device records, turned into what a network reads.
 
-A front end has no learned weights. Its statistics come from the training split alone.
+A front end has no learned weights. What it knows of the data comes from the training split alone. It has two
+parts: ``host`` is plain code on the device's CPU, which hands an array to the graph (only text needs it: a
+tokenizer); ``forward`` is part of the exported graph.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 from abc import abstractmethod
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+import apps.runtime.tokenizer as tokenizer_module
+from apps.runtime.tokenizer import FIRST_MERGE, TOKENIZER, Tokenizer, parse_tokenizer, read_tokenizer
+from distill import tokens as tokens_module
 from distill.datasets.spec import Kind, ModalitySpec
+from distill.tokens import TokenShape, learn_merges
 from mst_edge.core.errors import UserError
+from mst_edge.core.files import write_text
 
 _MIN_STD = 1e-4
+_MOST_TOKENS = 4096
 
 
 class Frontend(nn.Module):
-    """Base of all front ends: standardises to mean 0 and deviation 1 over the training split.
+    """Base of all front ends. ``forward`` takes what ``host`` returns, with a batch axis, as the graph does.
 
-    ``forward`` takes raw samples as ``Dataset.read`` delivers them, with a batch axis, and returns
-    ``(batch, *feature_shape)`` float32. Subclasses write ``transform`` and the axes that share one mean.
+    Attributes:
+        graph_shape, graph_dtype: of one sample as the graph takes it.
+        feature_shape, feature_dtype: of one sample as networks read it.
+        tokenizer: what the host part consists of, where there is one; None before it was fitted.
+        code: the files whose text decides what the features of a sample are.
+        fitted: buffers that ``fit`` sets.
+        pinned: what ``fit`` would learn was given, for good; ``fit`` changes nothing then.
     """
 
     kind: ClassVar[Kind]
+    code: ClassVar[tuple[Path, ...]] = (Path(__file__),)
+    fitted: ClassVar[tuple[str, ...]] = ()
+    feature_dtype: ClassVar[str] = "float32"
+    graph_shape: tuple[int, ...]
+    graph_dtype: str
     feature_shape: tuple[int, ...]
+    tokenizer: Tokenizer | None = None
+    pinned = False
+
+    def host(self, raw: NDArray[Any]) -> NDArray[Any]:
+        """What reaches the graph, ``(batch, *graph_shape)``, of samples as ``Dataset.read`` delivers them."""
+        return raw
+
+    def use(self, tokenizer: Tokenizer) -> None:
+        """Takes a tokenizer that was fitted before."""
+        raise TypeError(f"{type(self).__name__} has no tokenizer")
+
+    @abstractmethod
+    def fit(self, blocks: Iterable[Any]) -> None:
+        """Learns from the training split: blocks of its raw samples, one in memory at a time."""
+
+    @abstractmethod
+    def learned(self) -> dict[str, Any]:
+        """What ``fit`` learned, JSON-able."""
+
+    @abstractmethod
+    def pin(self, learned: Mapping[str, Any]) -> bool:
+        """Takes what another front end learned for good, as a trained network expects it.
+
+        Returns:
+            False where something else is pinned already.
+
+        Raises:
+            ValueError: it does not fit the data; says how.
+        """
+
+    @abstractmethod
+    def save(self, folder: Path) -> None:
+        """Writes what ``fit`` learned into ``folder``."""
+
+    @abstractmethod
+    def load(self, folder: Path) -> None:
+        """Takes what ``save`` wrote."""
+
+    def key(self) -> list[object]:
+        """JSON-able: what features depend on beside the data and the code."""
+        constants = hashlib.sha256()
+        for name, value in sorted(self.state_dict().items()):
+            if self.pinned or name not in self.fitted:
+                constants.update(name.encode() + value.numpy().tobytes())
+        return [type(self).__qualname__, list(self.feature_shape), constants.hexdigest()]
+
+
+class Standardiser(Frontend):
+    """Standardises features to mean 0 and deviation 1 over the training split, in the graph.
+
+    Subclasses write ``transform`` and the axes that share one mean.
+    """
+
+    fitted = ("scale", "shift")
     scale: Tensor
     shift: Tensor
 
-    def __init__(self, stats_shape: tuple[int, ...]) -> None:
+    def __init__(self, spec: ModalitySpec, stats_shape: tuple[int, ...]) -> None:
         super().__init__()
+        self.graph_shape = spec.shape
+        self.graph_dtype = "uint8" if spec.dtype == "uint8" else "float32"
         self.register_buffer("scale", torch.ones(stats_shape))
         self.register_buffer("shift", torch.zeros(stats_shape))
-        self.pinned = False
 
     @abstractmethod
     def transform(self, raw: Tensor) -> Tensor:
@@ -49,7 +126,7 @@ class Frontend(nn.Module):
         return self.transform(raw) * self.scale + self.shift
 
     @torch.no_grad()
-    def fit(self, blocks: Iterable[Tensor]) -> None:
+    def fit(self, blocks: Iterable[Any]) -> None:
         """Sets scale and shift from raw blocks; sums in float64, one block in memory at a time.
 
         Changes nothing where they are pinned.
@@ -59,7 +136,7 @@ class Frontend(nn.Module):
         shape = self.scale.shape
         count, total, squares = 0, torch.zeros(shape, dtype=torch.float64), torch.zeros(shape, dtype=torch.float64)
         for raw in blocks:
-            values = self.transform(raw).double()
+            values = self.transform(torch.as_tensor(raw)).double()
             axes = [0, *(axis + 1 for axis, size in enumerate(shape) if size == 1)]
             total += values.sum(dim=axes, keepdim=True)[0].reshape(shape)
             squares += values.square().sum(dim=axes, keepdim=True)[0].reshape(shape)
@@ -71,13 +148,31 @@ class Frontend(nn.Module):
         self.scale.copy_(scale)
         self.shift.copy_(-mean * scale)
 
-    def pin(self, scale: Tensor, shift: Tensor) -> bool:
-        """Sets scale and shift for good, as a trained network expects them; False where others are pinned already."""
-        if not self.pinned:
-            self.scale.copy_(scale)
-            self.shift.copy_(shift)
-            self.pinned = True
-        return torch.equal(self.scale, scale) and torch.equal(self.shift, shift)
+    def learned(self) -> dict[str, Any]:
+        return {name: [float(value) for value in getattr(self, name).flatten().tolist()] for name in self.fitted}
+
+    def pin(self, learned: Mapping[str, Any]) -> bool:
+        values = {name: torch.tensor(learned[name]) for name in self.fitted}
+        expected = self.scale.numel()
+        wrong = [value.numel() for value in values.values() if value.numel() != expected]
+        if wrong:
+            raise ValueError(f"{wrong[0]} features, but the data has {expected}")
+        same = True
+        for name, value in values.items():
+            own, theirs = getattr(self, name), value.reshape(self.scale.shape)
+            if self.pinned:
+                same &= torch.equal(own, theirs)
+            else:
+                own.copy_(theirs)
+        self.pinned = True
+        return same
+
+    def save(self, folder: Path) -> None:
+        save_file({name: getattr(self, name) for name in self.fitted}, folder / "statistics.safetensors")
+
+    def load(self, folder: Path) -> None:
+        for name, value in load_file(folder / "statistics.safetensors").items():
+            getattr(self, name).copy_(value)
 
 
 @dataclass(frozen=True)
@@ -85,7 +180,7 @@ class NoOptions:
     """For a front end without options."""
 
 
-class ImageScale(Frontend):
+class ImageScale(Standardiser):
     """``(B, H, W)`` or ``(B, H, W, C)``, uint8 or float, to standardised ``(B, C, H, W)``.
 
     Bytes are not brought to [0, 1] first: standardising does that as well, in one product.
@@ -97,7 +192,7 @@ class ImageScale(Frontend):
     def __init__(self, spec: ModalitySpec, options: NoOptions) -> None:
         height, width, *rest = spec.shape
         channels = rest[0] if rest else 1
-        super().__init__((channels, 1, 1))
+        super().__init__(spec, (channels, 1, 1))
         self.feature_shape = (channels, height, width)
 
     def transform(self, raw: Tensor) -> Tensor:
@@ -127,7 +222,7 @@ class LogMelOptions:
     floor_db: float = -80.0
 
 
-class LogMel(Frontend):
+class LogMel(Standardiser):
     """``(B, samples)`` waveform in [-1, 1] to a log-mel spectrogram ``(B, 1, mels, frames)``.
 
     The short-time Fourier transform is a convolution with fixed weights: it exports to any runtime and
@@ -151,7 +246,7 @@ class LogMel(Frontend):
                 f"window {options.window}, hop {options.hop} and n_fft {n_fft} do not fit {spec.shape[0]} samples",
                 where=where,
             )
-        super().__init__((1, options.mels, 1))
+        super().__init__(spec, (1, options.mels, 1))
         self.feature_shape = (1, options.mels, frames)
         self._hop = options.hop
         self._samples = spec.shape[0]
@@ -203,7 +298,7 @@ def _fourier(window: int, n_fft: int) -> NDArray[np.float32]:
     return rows.astype(np.float32)
 
 
-class SequenceScale(Frontend):
+class SequenceScale(Standardiser):
     """``(B, time, channels)`` to ``(B, channels, time)``, standardised per channel."""
 
     kind = Kind.SEQUENCE
@@ -211,28 +306,28 @@ class SequenceScale(Frontend):
 
     def __init__(self, spec: ModalitySpec, options: NoOptions) -> None:
         time, channels = spec.shape
-        super().__init__((channels, 1))
+        super().__init__(spec, (channels, 1))
         self.feature_shape = (channels, time)
 
     def transform(self, raw: Tensor) -> Tensor:
         return raw.float().transpose(1, 2)
 
 
-class VectorScale(Frontend):
+class VectorScale(Standardiser):
     """``(B, features)``, standardised per feature."""
 
     kind = Kind.VECTOR
     Options = NoOptions
 
     def __init__(self, spec: ModalitySpec, options: NoOptions) -> None:
-        super().__init__(spec.shape)
+        super().__init__(spec, spec.shape)
         self.feature_shape = spec.shape
 
     def transform(self, raw: Tensor) -> Tensor:
         return raw.float()
 
 
-class VideoScale(Frontend):
+class VideoScale(Standardiser):
     """``(B, time, height, width, C)``, uint8 or float, to ``(B, C, time, height, width)``, standardised per channel.
 
     Frames of pictures (3 channels) or maps of features (hundreds) alike.
@@ -243,14 +338,97 @@ class VideoScale(Frontend):
 
     def __init__(self, spec: ModalitySpec, options: NoOptions) -> None:
         *sides, channels = spec.shape
-        super().__init__((channels, 1, 1, 1))
+        super().__init__(spec, (channels, 1, 1, 1))
         self.feature_shape = (channels, *sides)
 
     def transform(self, raw: Tensor) -> Tensor:
         return raw.permute(0, 4, 1, 2, 3).float()
 
 
-_BY_KIND: dict[Kind, Any] = {cls.kind: cls for cls in (ImageScale, LogMel, SequenceScale, VectorScale, VideoScale)}
+@dataclass(frozen=True)
+class TokenizerOptions:
+    """How texts become token ids.
+
+    Attributes:
+        vocabulary: most token ids; the tokenizer has fewer where the training texts hold fewer patterns.
+        max_tokens: ids per sample: shorter texts are padded, longer ones lose their end.
+        lower_case: whether case is ignored.
+    """
+
+    vocabulary: int = 2000
+    max_tokens: int = 64
+    lower_case: bool = True
+
+
+class TokenIds(Frontend):
+    """Texts to token ids ``(B, max_tokens)`` int32, by a tokenizer fitted on training texts; all on the host."""
+
+    kind = Kind.TEXT
+    Options = TokenizerOptions
+    code = (Path(__file__), Path(tokens_module.__file__), Path(tokenizer_module.__file__))
+    feature_dtype = "int32"
+    graph_dtype = "int32"
+
+    def __init__(self, spec: ModalitySpec, options: TokenizerOptions) -> None:
+        super().__init__()
+        where = f"modalities.{spec.name}"
+        if options.vocabulary < FIRST_MERGE:
+            raise UserError(
+                f"vocabulary must be at least {FIRST_MERGE}: bytes and special tokens, received {options.vocabulary}",
+                where=where,
+            )
+        if not 1 <= options.max_tokens <= _MOST_TOKENS:
+            raise UserError(f"max_tokens must be 1 to {_MOST_TOKENS}, received {options.max_tokens}", where=where)
+        self._options = options
+        self.graph_shape = (options.max_tokens,)
+        self.feature_shape = TokenShape(options.max_tokens, options.vocabulary)
+
+    def use(self, tokenizer: Tokenizer) -> None:
+        """Takes a fitted tokenizer; ids are below its vocabulary from then on."""
+        self.tokenizer = tokenizer
+        self.feature_shape = TokenShape(tokenizer.max_tokens, tokenizer.vocabulary)
+
+    def fit(self, blocks: Iterable[Any]) -> None:
+        if self.pinned:
+            return
+        options = self._options
+        texts = (str(text) for block in blocks for text in block)
+        merges = learn_merges(texts, options.vocabulary, lower_case=options.lower_case)
+        self.use(Tokenizer(merges, options.max_tokens, options.lower_case))
+
+    def learned(self) -> dict[str, Any]:
+        assert self.tokenizer is not None, "fit comes first"
+        return {"tokenizer": self.tokenizer.to_json()}
+
+    def pin(self, learned: Mapping[str, Any]) -> bool:
+        theirs = parse_tokenizer(json.loads(learned["tokenizer"]))
+        same = not self.pinned or self.tokenizer == theirs
+        if not self.pinned:
+            self.use(theirs)
+            self.pinned = True
+        return same
+
+    def save(self, folder: Path) -> None:
+        assert self.tokenizer is not None, "fit comes first"
+        write_text(folder / TOKENIZER, self.tokenizer.to_json())
+
+    def load(self, folder: Path) -> None:
+        self.use(read_tokenizer(folder / TOKENIZER))
+
+    def key(self) -> list[object]:
+        return [*super().key(), asdict(self._options), self.learned() if self.pinned else None]
+
+    def host(self, raw: NDArray[Any]) -> NDArray[Any]:
+        assert self.tokenizer is not None, "fit comes first"
+        return self.tokenizer.encode_all(raw)
+
+    def forward(self, raw: Tensor) -> Tensor:
+        return raw
+
+
+_BY_KIND: dict[Kind, Any] = {
+    cls.kind: cls for cls in (ImageScale, LogMel, SequenceScale, VectorScale, VideoScale, TokenIds)
+}
 
 
 def frontend_options(kind: Kind) -> type:
@@ -258,6 +436,13 @@ def frontend_options(kind: Kind) -> type:
     return _BY_KIND[kind].Options
 
 
-def make_frontend(spec: ModalitySpec, options: object) -> Frontend:
-    """The front end for a modality; ``options`` is an instance of ``frontend_options(spec.kind)``."""
-    return _BY_KIND[spec.kind](spec, options)
+def make_frontend(spec: ModalitySpec, options: object, tokenizer: Tokenizer | None = None) -> Frontend:
+    """The front end for a modality; ``options`` is an instance of ``frontend_options(spec.kind)``.
+
+    Args:
+        tokenizer: of a text front end that was fitted before.
+    """
+    frontend: Frontend = _BY_KIND[spec.kind](spec, options)
+    if tokenizer is not None:
+        frontend.use(tokenizer)
+    return frontend

@@ -23,7 +23,7 @@ from distill.training.features import Batch, FeatureStore
 from distill.training.phase import History, Phase, Session, is_finished, predict, run_phase
 from distill.training.schedules import SCHEDULES, ScheduledOptimizer
 
-MULTIMODAL = "multimodal"
+MULTIMODAL, UNIMODAL = "multimodal", "unimodal"
 _MOST_KEPT_BYTES = 256 << 20
 _OPTIMIZERS: Mapping[str, Callable[..., Optimizer]] = {"adam": Adam, "adamw": AdamW, "sgd": SGD}
 
@@ -106,7 +106,8 @@ class Lab:
 
     Attributes:
         teachers: name to the modalities a teacher reads and its network: ``multimodal`` and one
-            cross-modal teacher per other modality, named after it.
+            cross-modal teacher per other modality, named after it; or, where the data has one modality,
+            ``unimodal``, an ordinary larger teacher. The first is the main one, which every run trains.
         pretrained: teachers that are loaded in place of being trained, by name.
         lender: the folder whose lone-trained networks are used, where that is not the session's own.
     """
@@ -124,6 +125,11 @@ class Lab:
     histories: dict[str, History] = field(default_factory=dict)
     _trained: dict[str, Model] = field(default_factory=dict)
     _logits: dict[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def main_teacher(self) -> str:
+        """Name of the teacher that reads all that the data has; empty where there is no teacher."""
+        return next(iter(self.teachers), "")
 
     def borrower(self, folder: Path) -> Lab:
         """A lab for one variant of a method: its phases are kept in ``folder``, lone-trained networks come from here.
@@ -333,7 +339,7 @@ class Lab:
 
 def teacher_key(name: str) -> str:
     """Where a recipe speaks of the teacher ``name``."""
-    return f"teachers.{name}" if name == MULTIMODAL else f"teachers.cross_modal.{name}"
+    return f"teachers.{name}" if name in (MULTIMODAL, UNIMODAL) else f"teachers.cross_modal.{name}"
 
 
 def freeze(model: Model) -> Model:

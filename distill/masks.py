@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from distill.networks.registry import Model, find_layer
+from distill.networks.registry import Model, blank_features, find_layer
 from distill.suffix import SplitModel
 from mst_edge.core.errors import UserError
 
@@ -162,7 +162,7 @@ def probe_layer(teacher: Model, layer: str, shapes: Mapping[str, tuple[int, ...]
     try:
         teacher.module.eval()
         device = next(teacher.module.parameters()).device
-        teacher({name: torch.zeros(2, *shapes[name], device=device) for name in teacher.reads})
+        teacher(blank_features({name: shapes[name] for name in teacher.reads}, device))
     finally:
         handle.remove()
     if not seen or not isinstance(seen[0], Tensor) or seen[0].ndim < 2:

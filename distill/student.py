@@ -13,6 +13,7 @@ import yaml
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from apps.runtime.tokenizer import TOKENIZER, Tokenizer, read_tokenizer
 from distill.datasets.spec import Kind, ModalitySpec
 from distill.frontends import frontend_options, make_frontend
 from distill.networks.registry import NetworkChoice, build_model
@@ -27,7 +28,11 @@ WEIGHTS, DESCRIPTION = "student.safetensors", "student.yaml"
 
 @dataclass(frozen=True)
 class StudentSpec:
-    """What is needed to build the student again: everything but its weights."""
+    """What is needed to build the student again: everything but its weights.
+
+    Attributes:
+        tokenizer: the front end's host part, for a student that reads text.
+    """
 
     modality: ModalitySpec
     frontend: Any
@@ -35,6 +40,7 @@ class StudentSpec:
     output: OutputSpec
     map_size: tuple[int, int] | None = None
     facts: dict[str, Any] = field(default_factory=dict)
+    tokenizer: Tokenizer | None = None
 
 
 class InUnits(nn.Module):
@@ -53,8 +59,9 @@ class InUnits(nn.Module):
 
 
 class Student(nn.Module):
-    """``(batch, *modality.shape)`` as a device records it to what the task answers with: logits
-    ``(batch, classes)`` or ``(batch, classes, H, W)``, or numbers ``(batch, outputs)`` in their own units.
+    """``(batch, *frontend.graph_shape)``, as the front end's host part returns it (without one, as a device records
+    it), to what the task answers with: logits ``(batch, classes)`` or ``(batch, classes, H, W)``, or numbers
+    ``(batch, outputs)`` in their own units.
 
     Attributes:
         answer: from the network's logits to that.
@@ -63,7 +70,7 @@ class Student(nn.Module):
     def __init__(self, spec: StudentSpec) -> None:
         super().__init__()
         self.spec = spec
-        self.frontend = make_frontend(spec.modality, spec.frontend)
+        self.frontend = make_frontend(spec.modality, spec.frontend, spec.tokenizer)
         shapes = {spec.modality.name: self.frontend.feature_shape}
         outputs = len(spec.output.names)
         model = build_model("student", spec.network, shapes, outputs, where="student", map_size=spec.map_size)
@@ -75,7 +82,7 @@ class Student(nn.Module):
 
 
 def save_student(folder: Path, student: Student) -> None:
-    """Writes ``student.safetensors`` and ``student.yaml``."""
+    """Writes ``student.safetensors``, ``student.yaml`` and, where the student reads text, ``tokenizer.json``."""
     spec = student.spec
     description: dict[str, Any] = {
         "modality": {**asdict(spec.modality), "kind": spec.modality.kind.value, "shape": list(spec.modality.shape)},
@@ -87,6 +94,9 @@ def save_student(folder: Path, student: Student) -> None:
     }
     save_tensors(folder / WEIGHTS, {"student": copy_state(student)}, {})
     description["weights_sha256"] = sha256_file(folder / WEIGHTS)
+    if spec.tokenizer is not None:
+        write_text(folder / TOKENIZER, spec.tokenizer.to_json())
+        description["tokenizer_sha256"] = sha256_file(folder / TOKENIZER)
     write_text(folder / DESCRIPTION, yaml.safe_dump(description, sort_keys=False))
 
 
@@ -94,13 +104,13 @@ def load_student(folder: Path) -> Student:
     """The student that ``save_student`` wrote, in eval mode, on the CPU.
 
     Raises:
-        UserError: a file is missing, or the weights are not those described.
+        UserError: a file is missing, or not the one described.
     """
     about, weights = read_yaml(folder / DESCRIPTION), folder / WEIGHTS
-    if not weights.is_file():
-        raise UserError("no such file", where=weights)
-    if sha256_file(weights) != about["weights_sha256"]:
-        raise UserError(f"weights differ from those that {DESCRIPTION} describes", where=weights)
+    _require_file(weights, about["weights_sha256"])
+    reads_text = "tokenizer_sha256" in about
+    if reads_text:
+        _require_file(folder / TOKENIZER, about["tokenizer_sha256"])
     said = about["modality"]
     kind = Kind(said["kind"])
     student = Student(
@@ -111,6 +121,7 @@ def load_student(folder: Path) -> Student:
             output=OutputSpec.from_dict(about["output"]),
             map_size=None if about["map_size"] is None else tuple(about["map_size"]),
             facts=about["facts"],
+            tokenizer=read_tokenizer(folder / TOKENIZER) if reads_text else None,
         )
     )
     groups, _ = load_tensors(weights)
@@ -118,8 +129,15 @@ def load_student(folder: Path) -> Student:
     return student.eval()
 
 
+def _require_file(path: Path, sha256: str) -> None:
+    if not path.is_file():
+        raise UserError("no such file", where=path)
+    if sha256_file(path) != sha256:
+        raise UserError(f"differs from the file that {DESCRIPTION} describes", where=path)
+
+
 @torch.inference_mode()
 def student_outputs(student: Student, raw: NDArray[Any], batch: int = 256) -> Iterator[NDArray[np.float32]]:
-    """What the student answers, ``batch`` raw samples at a time."""
+    """What the student answers, ``batch`` samples at a time, as the graph takes them."""
     for start in range(0, len(raw), batch):
         yield student(torch.from_numpy(np.array(raw[start : start + batch]))).numpy()

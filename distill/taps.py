@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from distill.lab import Lab
-from distill.networks.registry import Model, find_layer
+from distill.networks.registry import Model, blank_features, find_layer
 from distill.training.features import Batch
 from mst_edge.core.errors import UserError
 
@@ -65,7 +65,7 @@ class Tap:
         module = self.model.module
         was_training, device = module.training, next(module.parameters()).device
         module.eval()
-        _, outputs = self({name: torch.zeros(2, *shapes[name], device=device) for name in self.model.reads})
+        _, outputs = self(blank_features({name: shapes[name] for name in self.model.reads}, device))
         module.train(was_training)
         return [tuple(output.shape[1:]) for output in outputs]
 

@@ -37,13 +37,22 @@ class NetworkDescription(BaseModel):
 
 
 class FeatureDescription(BaseModel):
-    """What the teacher reads of one modality: the front end with its options, and how it standardises."""
+    """What the teacher reads of one modality: the front end with its options, and what that learned.
+
+    Numbers are standardised by ``scale`` and ``shift``; text has a ``tokenizer``, as JSON.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     frontend: str = ""
     options: dict[str, Any] = {}
     scale: list[float] | None = None
     shift: list[float] | None = None
+    tokenizer: str | None = None
+
+    @property
+    def learned(self) -> dict[str, Any]:
+        """What its front end learned; empty where the file does not say."""
+        return self.model_dump(include={"scale", "shift", "tokenizer"}, exclude_none=True)
 
 
 class Origin(BaseModel):
@@ -156,20 +165,17 @@ class TeacherFile:
                     where=where,
                     fix=f"set modalities.{name} as it was then, or train the teacher anew",
                 )
-            if features.scale is not None and features.shift is not None:
-                self._pin(name, frontend, features.scale, features.shift, where)
+            if features.learned:
+                self._pin(name, frontend, features.learned, where)
 
-    def _pin(self, name: str, frontend: Frontend, scale: list[float], shift: list[float], where: str) -> None:
-        expected = frontend.scale.numel()
-        if not len(scale) == len(shift) == expected:
+    def _pin(self, name: str, frontend: Frontend, learned: Mapping[str, Any], where: str) -> None:
+        try:
+            alone = frontend.pin(learned)
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{self.weights.name} was trained on other {name}: {error}", where=where) from None
+        if not alone:
             raise UserError(
-                f"{self.weights.name} was trained on {len(scale)} features of {name}, but the data has {expected}",
-                where=where,
-            )
-        shape = frontend.scale.shape
-        if not frontend.pin(torch.tensor(scale).reshape(shape), torch.tensor(shift).reshape(shape)):
-            raise UserError(
-                f"{self.weights.name} and another teacher were trained on {name} that was standardised differently",
+                f"{self.weights.name} and another teacher were trained on {name} that was prepared differently",
                 where=where,
                 fix="take teachers of one run",
             )
@@ -242,8 +248,7 @@ def save_teacher(
             name: FeatureDescription(
                 frontend=type(frontend).__name__,
                 options=asdict(options[name]),
-                scale=_numbers(frontend.scale),
-                shift=_numbers(frontend.shift),
+                **frontend.learned(),
             )
             for name, frontend in frontends.items()
         },
@@ -252,10 +257,6 @@ def save_teacher(
     )
     text = yaml.safe_dump(about.model_dump(mode="json"), sort_keys=False, default_flow_style=None, width=120)
     write_text(weights.with_suffix(".yaml"), text)
-
-
-def _numbers(values: Tensor) -> list[float]:
-    return [float(value) for value in values.flatten().tolist()]
 
 
 def _shaped(shapes: Mapping[str, tuple[int, ...]], name: str) -> str:

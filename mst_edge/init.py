@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import sys
@@ -15,13 +16,14 @@ import yaml
 from distill.datasets.files import FilesOptions, list_files, open_any, settle
 from distill.datasets.spec import Dataset, Kind, ModalitySpec
 from distill.datasets.target import CLASSIFICATION
-from distill.frontends import LogMelOptions, frontend_options, make_frontend
+from distill.frontends import LogMelOptions, TokenizerOptions, frontend_options, make_frontend
 from distill.networks.auto import auto_dense_network, auto_network
 from mst_edge.core.errors import UserError, unknown_name
 from mst_edge.core.files import write_text
 from mst_edge.core.scoring import SCORINGS
 
 _GUESSED_RATE_HZ = 16000
+_TEXTS_LOOKED_AT = 10_000
 
 
 def write_recipe(data: Path, student: str | None, out: Path, *, force: bool, say: Callable[[str], None]) -> None:
@@ -66,8 +68,7 @@ def _describe(dataset: Dataset) -> list[str]:
     what = f"{len(dataset.classes)} classes" if dataset.classes else f"{len(dataset.truth.names)} numbers to predict"
     lines = [f"{dataset.root}: {len(dataset)} samples, {what} ({dataset.task})"]
     for spec in dataset.modalities.values():
-        rate = f", {spec.sample_rate_hz} Hz" if spec.sample_rate_hz else ""
-        lines.append(f"  {spec.name}: {spec.kind.value} {spec.shape} {spec.dtype}{rate}")
+        lines.append(f"  {spec.name}: {spec.kind.value} {spec.layout}")
     lines += _describe_classes(dataset) if dataset.classes else _describe_numbers(dataset)
     for name, groups in dataset.groups.items():
         lines.append(f"  grouped by {name}: {len(set(groups.tolist()))} groups, never parted by the split")
@@ -154,6 +155,9 @@ def _modality_lines(dataset: Dataset) -> list[str]:
                     f"(or kind: vector)",
                 )
             lines.append(f"  {spec.name}: {_flow(asdict(log_mel_for(spec)))}   # log-mel, inside the exported graph")
+        if spec.kind is Kind.TEXT:
+            options = _flow(asdict(tokenizer_for(dataset, spec.name)))
+            lines.append(f"  {spec.name}: {options}   # tokenizer, fitted on training texts")
     return ["modalities:", *lines, ""] if lines else []
 
 
@@ -164,6 +168,13 @@ def log_mel_for(spec: ModalitySpec) -> LogMelOptions:
     while window * 4 > spec.shape[0] and window > 16:
         window //= 2
     return LogMelOptions(window=window, hop=window // 2, n_fft=max(window, 256), mels=40 if window >= 256 else 20)
+
+
+def tokenizer_for(dataset: Dataset, modality: str) -> TokenizerOptions:
+    """As many tokens as 95 % of the first texts need, taking three characters for one token; at most 256."""
+    lengths = np.char.str_len(dataset.read(modality, slice(_TEXTS_LOOKED_AT)))
+    tokens = math.ceil(float(np.percentile(lengths, 95)) / 3)
+    return TokenizerOptions(max_tokens=min(256, max(8, math.ceil(tokens / 8) * 8)))
 
 
 def _network(spec: ModalitySpec, *, dense: bool) -> str:
@@ -194,7 +205,7 @@ def _distill_lines(dataset: Dataset) -> list[str]:
     if len(dataset.modalities) == 1:
         return [
             "distill:",
-            "  method: lone             # one modality: there is no other teacher to distil from",
+            "  method: lone             # one modality; or kd, with a larger network as teachers: {unimodal: ...}",
             "  compare: []",
             f"  epochs: {{collaborate: {first}, distill: {epochs - first}}}   # the student gets their sum",
             "",

@@ -14,7 +14,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from distill.lab import MULTIMODAL, Lab
+from distill.lab import Lab
 from distill.methods.base import Workload
 from distill.networks.registry import Model
 from distill.training.features import Batch
@@ -86,8 +86,8 @@ def make_plan(recipe: Recipe, data_root: Path | None, device: str) -> Plan:
     costs = {name: _cost(lab, model) for name, model in models.items()}
     work: list[Workload] = []
     if needs_teachers(methods):
-        phases = lab.lone_phases(MULTIMODAL)
-        work += [Workload(phase, lab.epochs.student, trained=[MULTIMODAL]) for phase in phases]
+        phases = lab.lone_phases(lab.main_teacher)
+        work += [Workload(phase, lab.epochs.student, trained=[lab.main_teacher]) for phase in phases]
     for method in methods.values():
         work += method.workload()
     steps = [Step("data", f"{len(data.dataset)} samples, split and featurised (done now)", prepared)]

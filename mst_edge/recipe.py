@@ -70,10 +70,14 @@ class TeacherSection(NetworkSection):
 
 
 class TeachersSection(Section):
-    """``multimodal`` reads everything; ``cross_modal`` holds one teacher per modality that the student lacks."""
+    """``multimodal`` reads everything; ``cross_modal`` holds one teacher per modality that the student lacks.
+
+    ``unimodal`` is for data of one modality: an ordinary teacher, larger than the student.
+    """
 
     multimodal: TeacherSection = TeacherSection()
     cross_modal: dict[str, TeacherSection] = {}
+    unimodal: TeacherSection | None = None
 
 
 class EpochsSection(Section):

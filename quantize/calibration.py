@@ -28,10 +28,10 @@ def choose(dataset: Dataset, train: NDArray[np.int64], count: int, seed: int) ->
     return np.sort(np.array(chosen, dtype=np.int64))
 
 
-def save(path: Path, dataset: Dataset, modality: str, ids: NDArray[np.int64]) -> None:
+def save(path: Path, ids: NDArray[np.int64], samples: NDArray[Any]) -> None:
     """Keeps the samples, as the graph takes them, with the variants: any device can repeat the calibration."""
     with atomic_path(path) as temporary, temporary.open("wb") as file:
-        np.savez_compressed(file, ids=ids, samples=dataset.read(modality, ids))
+        np.savez_compressed(file, ids=ids, samples=samples)
 
 
 def load(path: Path) -> NDArray[Any]:

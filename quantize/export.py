@@ -1,4 +1,4 @@
-"""The student as an ONNX file that takes what a device records, batch size free."""
+"""The student as an ONNX file that takes what a device records (of text, its token ids), batch size free."""
 
 from __future__ import annotations
 
@@ -22,11 +22,12 @@ _SCOPES = "pkg.torch.onnx.name_scopes"
 
 def export_student(student: Student, folder: Path) -> Variant:
     """Writes the fp32 variant of ``student`` to ``folder``."""
-    modality = student.spec.modality
-    dtype = "uint8" if modality.dtype == "uint8" else "float32"
-    spec = InputSpec(modality.name, modality.kind.value, modality.shape, dtype, modality.sample_rate_hz)
+    modality, frontend = student.spec.modality, student.frontend
+    spec = InputSpec(
+        modality.name, modality.kind.value, frontend.graph_shape, frontend.graph_dtype, modality.sample_rate_hz
+    )
     # Two samples: torch.export takes a batch of one for a constant.
-    example = torch.zeros(2, *modality.shape, dtype=getattr(torch, dtype))
+    example = torch.zeros(2, *frontend.graph_shape, dtype=getattr(torch, frontend.graph_dtype))
     with _quiet():
         program = torch.onnx.export(
             student.eval(),

@@ -36,8 +36,9 @@ class Int8Options:
 def quantize_int8(source: Variant, samples: NDArray[Any], folder: Path, options: Int8Options) -> Variant:
     """Writes the int8 variant of an fp32 variant with ONNX Runtime's quantizer.
 
-    Activations are unsigned and weights signed, which x86 kernels want. The front end stays in float, and so
-    does the last step to physical units.
+    Activations are unsigned and weights signed, which x86 kernels want. The front end stays in float, and so do the
+    last step to physical units and the softmax of attention with its mask. An embedding table becomes int8, one scale
+    for all of it.
 
     Args:
         samples: ``(count, *shape)`` real samples as the graph takes them.
@@ -61,7 +62,7 @@ def quantize_int8(source: Variant, samples: NDArray[Any], folder: Path, options:
             reduce_range=reduce_range,
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,
-            nodes_to_exclude=list(source.float_nodes),
+            nodes_to_exclude=[*source.float_nodes, *_masked_softmax(onnx.load(source.model))],
             calibrate_method=methods[options.calibrator],
         )
         model = onnx.load(temporary / MODEL)
@@ -98,6 +99,11 @@ class _Reader:
 
     def rewind(self) -> None:
         self._next = 0
+
+
+def _masked_softmax(model: onnx.ModelProto) -> Iterator[str]:
+    """Names of nodes in whose range no score is left: a mask fills in the lowest float there is."""
+    return (node.name for node in model.graph.node if node.op_type in ("Where", "Softmax"))
 
 
 def _needs_reduced_range() -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import re
 import wave
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,17 +17,20 @@ MOST_EXAMPLES, MOST_UNNAMED = 10, 5
 
 
 def example_files(
-    spec: InputSpec, inputs: NDArray[Any], target: NDArray[Any], labels: Sequence[str]
+    spec: InputSpec, sample: Callable[[int], NDArray[Any]], target: NDArray[Any], labels: Sequence[str]
 ) -> Mapping[str, bytes]:
-    """File name to content: the first of ``inputs`` of each class, for up to ten classes; the first few where
+    """File name to content: the first sample of each class, for up to ten classes; the first few where
     samples have no class.
 
-    Sound becomes 16-bit wav, 8-bit pictures become png, everything else ``.npy``. A file is named after
+    Sound becomes 16-bit wav, 8-bit pictures become png, strings txt, everything else ``.npy``. A file is named after
     its true class, or its place. The samples are the first ones, not those that a student gets right.
+
+    Args:
+        sample: a test sample by its number, as a device records it.
     """
     files: dict[str, bytes] = {}
     for number, name, row in _chosen(target, labels):
-        suffix, content = _encode(spec, np.asarray(inputs[row]))
+        suffix, content = _encode(spec, np.asarray(sample(row)))
         stem = re.sub(r"[^\w-]+", "_", name).strip("_") or f"class_{number}"
         file = f"{stem}{suffix}"
         files[file if file not in files else f"{stem}_{number}{suffix}"] = content
@@ -47,6 +50,8 @@ def _chosen(target: NDArray[Any], labels: Sequence[str]) -> Iterator[tuple[int, 
 
 def _encode(spec: InputSpec, sample: NDArray[Any]) -> tuple[str, bytes]:
     out = io.BytesIO()
+    if sample.dtype.kind == "U":
+        return ".txt", str(sample).encode("utf-8", errors="replace")
     if spec.kind == "audio" and spec.sample_rate_hz is not None:
         with wave.open(out, "wb") as file:
             file.setnchannels(1)

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from apps.runtime.manifest import FORMAT, MANIFEST, VERSION
+from apps.runtime.tokenizer import TOKENIZER
 from mst_edge.core.files import atomic_path, sha256_file, write_json, write_text
 from mst_edge.core.scoring import OutputSpec
 from quantize.variant import InputSpec
@@ -67,10 +68,13 @@ def pack(
     licence: str,
     readme: str,
     examples: Mapping[str, bytes] = MappingProxyType({}),
+    tokenizer: Path | None = None,
 ) -> Path:
     """Writes the bundle ``folder`` and ``folder.zip``; the first of ``builds`` is the chosen one.
 
-    ``examples`` holds files by name that anyone can try the bundle on.
+    Args:
+        examples: files by name that anyone can try the bundle on.
+        tokenizer: file that makes token ids of a text, for a model that takes them.
 
     Returns:
         The zip's path.
@@ -82,6 +86,8 @@ def pack(
         write_text(temporary / "README.md", readme)
         (temporary / "reference").mkdir()
         np.save(temporary / "reference" / "inputs.npy", reference_inputs, allow_pickle=False)
+        if tokenizer is not None:
+            shutil.copyfile(tokenizer, temporary / TOKENIZER)
         for example, content in examples.items():
             (temporary / "examples").mkdir(exist_ok=True)
             (temporary / "examples" / example).write_bytes(content)
@@ -97,7 +103,7 @@ def pack(
             "units": list(output.units),
             "scale": list(output.scale),
             "ignore_label": output.ignore_label,
-            "input": asdict(input_spec),
+            "input": {**asdict(input_spec), **({} if tokenizer is None else {"tokenizer": TOKENIZER})},
             "reference_inputs": "reference/inputs.npy",
             "builds": entries,
             "gate": dict(gate),

@@ -17,6 +17,7 @@ import yaml
 
 from distill.methods.base import METHODS
 from distill.networks.registry import NETWORKS, NetworkChoice, build_model
+from distill.tokens import TokenShape
 from mst_edge.recipe import Recipe, load_recipe
 from tests.conftest import ROOT
 
@@ -120,6 +121,10 @@ def _flat(tree: object, prefix: str = "") -> dict[str, object]:
     return {k: v for name, child in tree.items() for k, v in _flat(child, f"{prefix}.{name}".strip(".")).items()}
 
 
+def _shape(shape: tuple[int, ...], ids: str) -> tuple[int, ...]:
+    return TokenShape(shape[0], int(ids)) if ids else shape
+
+
 def test_every_network_is_on_its_page_with_its_size_and_options():
     page = (ROOT / "docs" / "networks.md").read_text(encoding="utf-8")
     rows = re.findall(r"^\| `(\w+)` \|[^|]*\|([^|]*)\| (`\([^|]*) \| (\d+) \| ([\d ]+) \|$", page, re.MULTILINE)
@@ -128,7 +133,8 @@ def test_every_network_is_on_its_page_with_its_size_and_options():
     assert block
     examples = {example["network"]: example["options"] for example in yaml.safe_load(block[1])}
     for name, options, features, outputs, parameters in rows:
-        shapes = {f"m{i}": ast.literal_eval(shape) for i, shape in enumerate(re.findall(r"`(\([^`]*)`", features))}
+        said = re.findall(r"`(\([^`]*)`(?: of (\d+) ids)?", features)
+        shapes = {f"m{i}": _shape(ast.literal_eval(shape), ids) for i, (shape, ids) in enumerate(said)}
         takes = list(inspect.signature(NETWORKS.get(name)).parameters)[2:]
         assert re.findall(r"`(\w+)`", options) == takes, name
         assert (name in examples) == bool(takes), name

@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parent.parent
 OURS = {"mst_edge", "distill", "quantize", "targets", "apps"}
 MAY_IMPORT = {
     "mst_edge/core": set(),
-    "distill": {"mst_edge.core"},
+    "distill": {"mst_edge.core", "apps.runtime.tokenizer"},
     "quantize": {"mst_edge.core", "distill"},
     "targets": {"mst_edge.core", "quantize.variant", "apps.runtime"},
     "apps": {"mst_edge.core", "apps.runtime"},

@@ -1,9 +1,9 @@
 """The bundle format, and what runs a bundle on a device: numpy and one inference runtime, nothing else.
 
-    from apps.runtime import Bundle, read_sample
+    from apps.runtime import Bundle
 
     with Bundle.open("runs/av_digits/bundles/cpu") as bundle:
-        sample = read_sample("seven.wav", bundle.manifest.input)
+        sample = bundle.read("seven.wav")
         print(bundle.predict(sample.array).label)
 
 Everything here runs on Python 3.10 and imports nothing of mst-edge, because a bundle carries it along.

@@ -18,7 +18,9 @@ from numpy.typing import NDArray
 from .answers import Answer, Prediction, answer_of
 from .engines import ENGINES, Engine
 from .errors import BundleError
+from .inputs import Sample, encode_text, read_sample
 from .manifest import MANIFEST, BuildEntry, Manifest, inside, read_manifest
+from .tokenizer import Tokenizer, read_tokenizer
 
 _MAX_UNPACKED_BYTES = 4 << 30
 
@@ -32,6 +34,7 @@ class Bundle:
         self.build: BuildEntry = manifest.builds[0]
         self.notes: list[str] = []
         self._engine: Engine | None = None
+        self._tokenizer: Tokenizer | None = None
         self._cleanup = contextlib.ExitStack()
 
     @classmethod
@@ -72,6 +75,39 @@ class Bundle:
             return self._engine
         wanted = runtime or " or ".join(dict.fromkeys(build.runtime for build in self.manifest.builds))
         raise BundleError(f"needs {wanted}, which is not installed", where=self.folder, fix=f"pip install {wanted}")
+
+    @property
+    def tokenizer(self) -> Tokenizer | None:
+        """What makes token ids of a text; None where the student reads something else."""
+        if self._tokenizer is None and self.manifest.input.tokenizer is not None:
+            self._tokenizer = read_tokenizer(inside(self.folder, self.manifest.input.tokenizer))
+        return self._tokenizer
+
+    def read(self, path: str | Path) -> Sample:
+        """A file as one sample that ``predict`` takes.
+
+        Raises:
+            BundleError: the file does not exist, is damaged, or does not fit.
+        """
+        return read_sample(path, self.manifest.input, self.tokenizer)
+
+    def encode(self, text: str, name: str = "the text") -> Sample:
+        """A text as one sample that ``predict`` takes; ``name`` is what the notes call it.
+
+        Raises:
+            BundleError: the student reads no text.
+        """
+        return encode_text(text, self.require_text(), name)
+
+    def require_text(self) -> Tokenizer:
+        """The tokenizer of a student that reads text.
+
+        Raises:
+            BundleError: the student reads no text.
+        """
+        if self.tokenizer is None:
+            raise BundleError(f"its student reads {self.manifest.input.kind}, not text", where=self.folder)
+        return self.tokenizer
 
     def outputs(self, batch: NDArray[Any]) -> NDArray[np.float32]:
         """``(batch, *input.shape)`` of the input's dtype to ``(batch, labels)``, or ``(batch, labels, H, W)``."""
@@ -159,7 +195,7 @@ def _verify(folder: Path, manifest: Manifest) -> None:
             raise BundleError(f"file {name} is missing", where=folder, fix="copy the bundle again")
         if _sha256(path) != expected:
             raise BundleError(f"file {name} was changed", where=folder, fix="copy the bundle again")
-    needed = [manifest.reference_inputs]
+    needed = [manifest.reference_inputs, *([manifest.input.tokenizer] if manifest.input.tokenizer else [])]
     needed += [name for build in manifest.builds for name in (build.model, build.reference_outputs)]
     for name in needed:
         if name not in manifest.files:

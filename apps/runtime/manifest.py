@@ -15,13 +15,18 @@ FORMAT, VERSION = "mst-edge-bundle", 2
 
 @dataclass(frozen=True)
 class InputSpec:
-    """The graph's one input; ``shape`` without the batch axis."""
+    """The graph's one input; ``shape`` without the batch axis.
+
+    Attributes:
+        tokenizer: path inside the bundle of what makes token ids of a text; None where the input is no text.
+    """
 
     name: str
     kind: str
     shape: tuple[int, ...]
     dtype: str
     sample_rate_hz: int | None
+    tokenizer: str | None = None
 
 
 @dataclass(frozen=True)
@@ -100,7 +105,8 @@ def read_manifest(folder: Path) -> Manifest:
         manifest = _parse(raw)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise BundleError(f"lacks or misstates {error}", where=path) from None
-    for name in (*manifest.files, manifest.reference_inputs, *(build.model for build in manifest.builds)):
+    own = [manifest.input.tokenizer] if manifest.input.tokenizer is not None else []
+    for name in (*manifest.files, manifest.reference_inputs, *own, *(build.model for build in manifest.builds)):
         inside(folder, name)
     return manifest
 
@@ -136,6 +142,7 @@ def _parse(raw: dict[str, Any]) -> Manifest:
             shape=tuple(int(size) for size in said["shape"]),
             dtype=str(said["dtype"]),
             sample_rate_hz=None if said["sample_rate_hz"] is None else int(said["sample_rate_hz"]),
+            tokenizer=str(said["tokenizer"]) if "tokenizer" in said else None,
         ),
         reference_inputs=str(raw["reference_inputs"]),
         builds=builds,

@@ -26,7 +26,15 @@ from mst_edge.core.files import atomic_path
 DESCRIPTION = "dataset.yaml"
 _RESERVED = {"target", "split"}
 _AUDIO_WORDS = ("audio", "speech", "sound", "wave", "wav", "mic", "voice")
-_RANKS = {Kind.IMAGE: (2, 3), Kind.AUDIO: (1,), Kind.SEQUENCE: (2,), Kind.VECTOR: (1,), Kind.VIDEO: (4,)}
+_TEXT_WORDS = ("text", "tweet", "sentence", "caption", "transcript", "comment", "message", "review", "title")
+_RANKS = {
+    Kind.IMAGE: (2, 3),
+    Kind.AUDIO: (1,),
+    Kind.SEQUENCE: (2,),
+    Kind.VECTOR: (1,),
+    Kind.VIDEO: (4,),
+    Kind.TEXT: (0,),
+}
 
 
 class ModalityFile(BaseModel):
@@ -168,12 +176,19 @@ def load_npy(path: Path) -> NDArray[Any]:
 
 def infer_kind(name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Kind | None:
     """The most likely kind of a modality from its name, shape of one sample and type; None if unclear."""
+    if dtype.kind == "U":
+        return Kind.TEXT if shape == () and sounds_like_text(name) else None
     if len(shape) == 1:
         audible = any(word in name.lower() for word in _AUDIO_WORDS)
         return Kind.AUDIO if shape[0] >= 1000 and (audible or dtype == np.int16) else Kind.VECTOR
     if len(shape) == 2:
         return Kind.IMAGE if dtype == np.uint8 else Kind.SEQUENCE
     return {3: Kind.IMAGE, 4: Kind.VIDEO}.get(len(shape))
+
+
+def sounds_like_text(name: str) -> bool:
+    """Whether a modality of strings is free text by its name. Others may be names of groups or categories."""
+    return any(word in name.lower() for word in _TEXT_WORDS)
 
 
 def _describe(folder: Path) -> DatasetFile:
@@ -194,9 +209,10 @@ def _modality_arrays(folder: Path, about: DatasetFile) -> dict[str, NDArray[Any]
 def _require_lengths(folder: Path, arrays: Mapping[str, NDArray[Any]], samples: int) -> None:
     for name, array in arrays.items():
         path = folder / f"{name}.npy"
-        if array.dtype.kind not in "fiu":
-            raise UserError(f"expected numbers, received dtype {array.dtype}", where=path)
-        if array.ndim < 2 or 0 in array.shape:
+        is_text = array.dtype.kind == "U" and array.ndim == 1
+        if array.dtype.kind not in "fiu" and not is_text:
+            raise UserError(f"expected numbers or texts (samples,), received {array.shape} {array.dtype}", where=path)
+        if (array.ndim < 2 and not is_text) or 0 in array.shape:
             raise UserError(f"expected shape (samples, ...), received {array.shape}", where=path)
         if len(array) != samples:
             raise UserError(f"holds {len(array)} samples, but target.npy holds {samples}", where=path)
@@ -207,6 +223,12 @@ def _spec(folder: Path, name: str, array: NDArray[Any], about: DatasetFile) -> M
     shape = tuple(array.shape[1:])
     kind = said.kind or infer_kind(name, shape, array.dtype)
     path = folder / f"{name}.npy"
+    if array.dtype.kind == "U" and kind is not Kind.TEXT:
+        raise UserError(
+            "holds strings: free text that a student may read, or names of groups?",
+            where=path,
+            fix=f"say in {DESCRIPTION}: `modalities: {{{name}: {{kind: text}}}}`, or `groups: {{{name}: {name}.npy}}`",
+        )
     if kind is None or len(shape) not in _RANKS[kind]:
         ranks = {kind.value: sizes for kind, sizes in _RANKS.items()}
         raise UserError(

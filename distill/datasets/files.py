@@ -1,9 +1,9 @@
-"""Class folders and CSV tables of sound, picture and array files, turned into a folder of arrays.
+"""Class folders and CSV tables of sound, picture, text and array files, turned into a folder of arrays.
 
 Class folders: ``DATA/<class>/<stem>.wav`` beside ``DATA/<class>/<stem>.png``, files of one stem being one
 sample; or ``DATA/<modality>/<class>/<stem>.wav``. A CSV has a column ``target`` (or ``label``), one column
-of paths per modality, and optionally ``group`` and ``split``. A target column of numbers with a fraction is to be
-regressed. docs/data.md has examples.
+of paths or of free text per modality, and optionally ``group`` and ``split``. A target column of numbers with a
+fraction is to be regressed. docs/data.md has examples.
 """
 
 from __future__ import annotations
@@ -19,7 +19,14 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from distill.datasets.arrays import DatasetFile, ModalityFile, load_npy, open_arrays, write_description
+from distill.datasets.arrays import (
+    DatasetFile,
+    ModalityFile,
+    load_npy,
+    open_arrays,
+    sounds_like_text,
+    write_description,
+)
 from distill.datasets.builder import cache_root
 from distill.datasets.readers import resample
 from distill.datasets.spec import SPLITS, Dataset, Kind
@@ -29,7 +36,9 @@ from mst_edge.core.files import atomic_path, sha256_json
 
 _AUDIO = {".wav", ".flac", ".ogg", ".mp3"}
 _IMAGE = {".png", ".jpg", ".jpeg", ".bmp", ".pgm", ".ppm", ".webp"}
+_TEXT = {".txt"}
 _ARRAY = {".npy"}
+_MOST_CHARACTERS = 4000
 _MODES = {1: "L", 3: "RGB"}
 
 
@@ -44,6 +53,7 @@ class FilesOptions:
         image_size: height and width that all pictures are resized to.
         image_channels: 1 for grey, 3 for colour.
         task: what the target column is; ``regression`` where every entry is a number and one has a fraction.
+        max_chars: length that longer texts are cut to; undecided, the longest text's, at most 4000.
     """
 
     sample_rate_hz: int = 0
@@ -51,6 +61,7 @@ class FilesOptions:
     image_size: tuple[int, ...] = ()
     image_channels: int = 0
     task: Literal["", "classification", "regression"] = ""
+    max_chars: int = 0
 
     def __post_init__(self) -> None:
         if self.image_size and (len(self.image_size) != 2 or min(self.image_size) < 1):
@@ -59,17 +70,18 @@ class FilesOptions:
             )
         if self.image_channels not in (0, 1, 3):
             raise UserError(f"image_channels must be 1 or 3, received {self.image_channels}", where="dataset.options")
-        if self.seconds < 0 or self.sample_rate_hz < 0:
-            raise UserError("seconds and sample_rate_hz must be positive", where="dataset.options")
+        if min(self.seconds, self.sample_rate_hz, self.max_chars) < 0:
+            raise UserError("seconds, sample_rate_hz and max_chars must be positive", where="dataset.options")
 
 
 @dataclass(frozen=True)
 class Listing:
-    """The samples found: per sample its label, its files by modality, and optionally group and split."""
+    """The samples found: per sample its label, its files or texts by modality, and optionally group and split."""
 
     root: Path
     labels: list[str]
     files: dict[str, list[Path]]
+    texts: dict[str, list[str]] = field(default_factory=dict)
     groups: list[str] = field(default_factory=list)
     splits: list[str] = field(default_factory=list)
 
@@ -91,6 +103,7 @@ def open_any(path: Path, options: FilesOptions) -> Dataset:
         "labels": listing.labels,
         "groups": listing.groups,
         "splits": listing.splits,
+        "texts": listing.texts,
         "files": {
             name: [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
             for name, files in listing.files.items()
@@ -117,7 +130,7 @@ def list_files(path: Path) -> Listing:
         raise UserError("no such folder or CSV file", where=path)
     if not found.labels:
         raise UserError(
-            "holds neither target.npy, nor class folders with sound or picture files",
+            "holds neither target.npy, nor class folders with sound, picture or text files",
             where=path,
             fix="see docs/data.md for the three layouts",
         )
@@ -129,8 +142,12 @@ def list_files(path: Path) -> Listing:
 
 
 def settle(listing: Listing, options: FilesOptions) -> FilesOptions:
-    """``options`` with every open value decided by the files: commonest rate and size, 95th percentile length."""
+    """``options`` with every open value decided by the files: commonest rate and size, 95th percentile length.
+
+    Of texts the longest counts.
+    """
     kinds = {name: kind_of(files[0]) for name, files in listing.files.items()}
+    lengths = [len(text) for texts in listing.texts.values() for text in texts]
     rate, seconds, size, channels = (
         options.sample_rate_hz,
         options.seconds,
@@ -148,7 +165,11 @@ def settle(listing: Listing, options: FilesOptions) -> FilesOptions:
             scale = min(1.0, 96 / min(width, height))
             size = size or (max(1, round(height * scale)), max(1, round(width * scale)))
             channels = channels or (1 if mode in ("L", "1", "I;16") else 3)
-    return FilesOptions(rate, seconds, tuple(size), channels, options.task or _task(listing.labels))
+        if kinds[name] is Kind.TEXT:
+            lengths += [file.stat().st_size for file in files]  # no fewer bytes than characters
+    longest = max(1, min(_MOST_CHARACTERS, max(lengths))) if lengths else 0
+    task = options.task or _task(listing.labels)
+    return FilesOptions(rate, seconds, tuple(size), channels, task, options.max_chars or longest)
 
 
 def _task(labels: Sequence[str]) -> Literal["", "regression"]:
@@ -162,8 +183,8 @@ def _task(labels: Sequence[str]) -> Literal["", "regression"]:
 
 def kind_of(file: Path) -> Kind | None:
     """Kind by file extension; None for arrays, whose shape decides."""
-    suffix = file.suffix.lower()
-    return Kind.AUDIO if suffix in _AUDIO else Kind.IMAGE if suffix in _IMAGE else None
+    kinds = ((_AUDIO, Kind.AUDIO), (_IMAGE, Kind.IMAGE), (_TEXT, Kind.TEXT))
+    return next((kind for suffixes, kind in kinds if file.suffix.lower() in suffixes), None)
 
 
 def fit_length(wave: NDArray[np.float64], length: int) -> NDArray[np.float64]:
@@ -186,8 +207,11 @@ def fit_start(wave: NDArray[np.float64], length: int) -> int:
 
 
 def _from_csv(path: Path) -> Listing:
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        rows = list(csv.DictReader(file))
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            rows = list(csv.DictReader(file))
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"not a CSV in UTF-8 ({error})", where=path, fix="save it as UTF-8") from None
     if not rows:
         raise UserError("holds no rows", where=path)
     columns = [column for column in rows[0] if column is not None]
@@ -196,13 +220,17 @@ def _from_csv(path: Path) -> Listing:
         raise UserError(f"has no column target; its columns: {', '.join(columns)}", where=path)
     modalities = [name for name in columns if name not in (label, "group", "split")]
     if not modalities:
-        raise UserError("has no column of files", where=path, fix="add one column per modality, holding paths")
-    listing = Listing(path.parent, [], {name: [] for name in modalities})
+        raise UserError("has no column of files", where=path, fix="add one column per modality, holding paths or text")
+    texts = [name for name in modalities if _holds_text(path, name, [row[name] or "" for row in rows])]
+    files = [name for name in modalities if name not in texts]
+    listing = Listing(path.parent, [], {name: [] for name in files}, {name: [] for name in texts})
     for number, row in enumerate(rows, start=2):
-        for name in (label, *modalities):
+        for name in (label, *files):
             if not (row[name] or "").strip():
                 raise UserError(f"column {name} is empty", where=f"{path}:{number}")
-        for name in modalities:
+        for name in texts:
+            listing.texts[name].append(row[name] or "")
+        for name in files:
             file_path = path.parent / row[name].strip()
             if not file_path.is_file():
                 raise UserError(f"no such file: {row[name]}", where=f"{path}:{number}")
@@ -213,6 +241,32 @@ def _from_csv(path: Path) -> Listing:
         if "split" in columns:
             listing.splits.append(_split_name((row["split"] or "").strip(), f"{path}:{number}"))
     return listing
+
+
+def _holds_text(path: Path, column: str, values: Sequence[str]) -> bool:
+    """Whether a CSV's column is free text: most of its values have several words, or its name says so.
+
+    Raises:
+        UserError: neither free text nor paths.
+    """
+    if any(Path(value.strip()).suffix.lower() in _AUDIO | _IMAGE | _TEXT | _ARRAY for value in values[:1]) or any(
+        _is_file(path.parent, value.strip()) for value in values
+    ):
+        return False
+    if sounds_like_text(column) or sum(len(value.split()) > 1 for value in values) > len(values) / 2:
+        return True
+    raise UserError(
+        f"column {column} holds neither files nor free text; its first value: {values[0][:60]!r}",
+        where=path,
+        fix="remove it, call it group where it says which samples belong together, or text where a student reads it",
+    )
+
+
+def _is_file(folder: Path, said: str) -> bool:
+    try:
+        return bool(said) and (folder / said).is_file()
+    except (OSError, ValueError):  # too long for a path, or with a NUL: a text
+        return False
 
 
 def _split_name(said: str, where: str) -> str:
@@ -254,7 +308,7 @@ def _complete(path: Path, samples: Mapping[tuple[str, str], Mapping[str, Path]])
 
 
 def _media(folder: Path) -> list[Path]:
-    return sorted(file for file in folder.iterdir() if file.suffix.lower() in _AUDIO | _IMAGE | _ARRAY)
+    return sorted(file for file in folder.iterdir() if file.suffix.lower() in _AUDIO | _IMAGE | _TEXT | _ARRAY)
 
 
 def _by_stem(folder: Path) -> dict[str, list[Path]]:
@@ -265,7 +319,7 @@ def _by_stem(folder: Path) -> dict[str, list[Path]]:
 
 
 def _type_name(file: Path) -> str:
-    return {Kind.AUDIO: "audio", Kind.IMAGE: "image", None: "array"}[kind_of(file)]
+    return {Kind.AUDIO: "audio", Kind.IMAGE: "image", Kind.TEXT: "text", None: "array"}[kind_of(file)]
 
 
 def _convert(listing: Listing, options: FilesOptions, folder: Path, source: Path) -> None:
@@ -277,6 +331,9 @@ def _convert(listing: Listing, options: FilesOptions, folder: Path, source: Path
             _write_modality(temporary / f"{name}.npy", files, kind, options)
             rate = options.sample_rate_hz if kind is Kind.AUDIO else None
             modalities[name] = ModalityFile(kind=kind, sample_rate_hz=rate)
+        for name, texts in listing.texts.items():
+            np.save(temporary / f"{name}.npy", np.array(texts, f"<U{options.max_chars}"))
+            modalities[name] = ModalityFile(kind=Kind.TEXT)
         target, classes = _target(listing, options)
         np.save(temporary / "target.npy", target)
         if listing.groups:
@@ -332,6 +389,8 @@ def _read(file: Path, kind: Kind | None, options: FilesOptions) -> NDArray[Any]:
         return _read_audio(file, options)
     if kind is Kind.IMAGE:
         return _read_image(file, options)
+    if kind is Kind.TEXT:
+        return _read_text(file, options)
     return np.asarray(load_npy(file))
 
 
@@ -369,6 +428,13 @@ def _read_image(file: Path, options: FilesOptions) -> NDArray[np.uint8]:
         except (OSError, ValueError, SyntaxError) as error:
             raise UserError(f"damaged picture ({error})", where=file) from None
         return np.asarray(resized, dtype=np.uint8)
+
+
+def _read_text(file: Path, options: FilesOptions) -> NDArray[np.str_]:
+    try:
+        return np.array(file.read_text(encoding="utf-8-sig"), f"<U{options.max_chars}")
+    except UnicodeDecodeError as error:
+        raise UserError(f"not text in UTF-8 ({error})", where=file, fix="save it as UTF-8") from None
 
 
 def _image_info(file: Path) -> tuple[tuple[int, int], str]:

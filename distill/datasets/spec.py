@@ -22,6 +22,7 @@ class Kind(StrEnum):
     SEQUENCE = "sequence"  # (time, channels)
     VECTOR = "vector"  # (features,)
     VIDEO = "video"  # (time, height, width, channels)
+    TEXT = "text"  # (): one string
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,14 @@ class ModalitySpec:
     shape: tuple[int, ...]
     dtype: str
     sample_rate_hz: int | None = None
+
+    @property
+    def layout(self) -> str:
+        """Shape and type of one sample, for people."""
+        if self.kind is Kind.TEXT:
+            return f"up to {np.dtype(self.dtype).itemsize // np.dtype('U1').itemsize} characters"
+        rate = f", {self.sample_rate_hz} Hz" if self.sample_rate_hz else ""
+        return f"{self.shape} {self.dtype}{rate}"
 
     @property
     def sample_bytes(self) -> int:
@@ -99,11 +108,12 @@ class Dataset:
     def read(self, modality: str, ids: NDArray[np.int64] | slice) -> NDArray[Any]:
         """Samples ``ids`` of one modality, as a device would deliver them.
 
-        Integer audio becomes float32 in [-1, 1]; pictures of bytes stay as stored; the rest becomes float32.
+        Integer audio becomes float32 in [-1, 1]; pictures of bytes and texts stay as stored; the rest becomes
+        float32.
         """
         spec = self.modalities[modality]
         raw = np.asarray(self.arrays[modality][ids])
-        if spec.kind in (Kind.IMAGE, Kind.VIDEO) and raw.dtype == np.uint8:
+        if spec.kind is Kind.TEXT or (spec.kind in (Kind.IMAGE, Kind.VIDEO) and raw.dtype == np.uint8):
             return raw
         if spec.kind is Kind.AUDIO and np.issubdtype(raw.dtype, np.integer):
             return raw.astype(np.float32) / float(-np.iinfo(raw.dtype).min)

@@ -64,7 +64,7 @@ class Method:
         self.workload()
 
     def workload(self) -> list[Workload]:
-        """The phases that ``train`` will run, beside that of the lone-trained multimodal teacher."""
+        """The phases that ``train`` will run, beside that of the lone-trained main teacher."""
         return [Workload(self.name, self.lab.epochs.student, trained=["student"])]
 
     def train(self) -> Model:

@@ -24,7 +24,7 @@ class C2kdOptions(FeatureOptions):
     """``task_weight (CE + CE) + proxies_weight (four KL) + nontarget_weight (two KL)``, all at temperature 1.
 
     Attributes:
-        teacher: ``multimodal``, or the modality that a cross-modal teacher reads.
+        teacher: ``multimodal``, ``unimodal``, or what a cross-modal teacher reads; empty takes the main one.
         student_layer, teacher_layer: dotted path of the feature that a proxy reads; empty takes the embedding.
         task_weight: of the task loss of student and teacher.
         proxies_weight: of what each network and its proxy learn from one another.

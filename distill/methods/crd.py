@@ -24,7 +24,7 @@ class CrdOptions(FeatureOptions):
     """``task_weight CE + contrast_weight L_CRD``.
 
     Attributes:
-        teacher: ``multimodal``, or the modality that a cross-modal teacher reads.
+        teacher: ``multimodal``, ``unimodal``, or what a cross-modal teacher reads; empty takes the main one.
         student_layer, teacher_layer: dotted path of the feature; empty takes the embedding.
         task_weight: of CE.
         contrast_weight: of the contrastive loss.

@@ -20,7 +20,7 @@ class FeatureOptions(TeacherOptions):
     """Which teacher, and which of its features and the student's are compared.
 
     Attributes:
-        teacher: ``multimodal``, or the modality that a cross-modal teacher reads.
+        teacher: ``multimodal``, ``unimodal``, or what a cross-modal teacher reads; empty takes the main one.
         student_layer, teacher_layer: dotted path of the feature; empty takes what ``embed`` returns, or
             the network's last maskable layer. Maps are averaged over their positions.
     """

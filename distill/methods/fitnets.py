@@ -26,7 +26,7 @@ class FitNetsOptions(KdOptions):
     """Hints first, then ``(1 - alpha) CE + alpha KD``.
 
     Attributes:
-        teacher: ``multimodal``, or the modality that a cross-modal teacher reads.
+        teacher: ``multimodal``, ``unimodal``, or what a cross-modal teacher reads; empty takes the main one.
         temperature, alpha: of the second stage, as in ``kd``.
         hint_share: share of the student's epochs that the hints take, at least one epoch and not all.
             The benchmark spends as many epochs on hints as on KD, beside the budget of other methods;

@@ -18,7 +18,7 @@ class KdOptions(TeacherOptions):
     """``(1 - alpha) CE + alpha KD`` at ``temperature``.
 
     Attributes:
-        teacher: ``multimodal``, or the modality that a cross-modal teacher reads.
+        teacher: ``multimodal``, ``unimodal``, or what a cross-modal teacher reads; empty takes the main one.
         temperature: softens both sides of KD.
         alpha: share of KD in the loss, in [0, 1].
     """

@@ -32,7 +32,7 @@ class MgdfrOptions(KdOptions):
     """Joint learning, ranking of the teacher's features, then ``(1 - alpha) CE + alpha KD``.
 
     Attributes:
-        teacher: ``multimodal``, or the modality that a cross-modal teacher reads.
+        teacher: ``multimodal``, ``unimodal``, or what a cross-modal teacher reads; empty takes the main one.
         temperature, alpha: of the last stage, as in ``kd``.
         joint_share: share of the student's epochs that joint learning takes, at least one epoch and not
             all. The paper gives it a budget of its own and starts a new student afterwards; here the

@@ -20,7 +20,7 @@ class MlldOptions(TeacherOptions):
     """``CE + sum over temperatures of (instance + class + batch)``, each with a weight.
 
     Attributes:
-        teacher: ``multimodal``, or the modality that a cross-modal teacher reads.
+        teacher: ``multimodal``, ``unimodal``, or what a cross-modal teacher reads; empty takes the main one.
         temperatures: soften both sides; all three levels are taken at each of them.
         task_weight: of CE.
         instance_weight, class_weight, batch_weight: of the three levels.

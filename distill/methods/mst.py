@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from distill.lab import FrozenLogits, Lab, freeze
+from distill.lab import MULTIMODAL, FrozenLogits, Lab, freeze
 from distill.masks import SpecialisedTeacher, make_specialised, probe_layer
 from distill.methods.base import METHODS, Method, Workload
 from distill.mst_options import PAPER, WHERE, MstOptions, ablations, check_options, check_top_k
@@ -16,6 +16,7 @@ from distill.networks.registry import Model
 from distill.router import balance_loss, top_k
 from distill.training.features import Batch
 from distill.training.phase import Phase
+from mst_edge.core.errors import UserError
 
 
 @METHODS.register("mst")
@@ -33,6 +34,12 @@ class MstDistill(Method):
             UserError: options contradict each other, or name a layer or a number of teachers that is not there.
         """
         super().__init__(lab, options)
+        if MULTIMODAL not in lab.teachers:
+            raise UserError(
+                "MST-Distill needs at least two modalities, the data has one",
+                where="distill.method",
+                fix="use a method of one teacher, for example kd",
+            )
         check_options(options, list(lab.teachers))
         self._layers = {name: self._masked_layers(name) for name in options.chosen_teachers(lab.teachers)}
         check_top_k(options, sum(self._specialised().values()))

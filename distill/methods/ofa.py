@@ -30,7 +30,7 @@ class OfaOptions(TeacherOptions):
     """``task_weight CE + exits_weight (sum over exits of L_OFA) + logits_weight L_OFA``.
 
     Attributes:
-        teacher: ``multimodal``, or the modality that a cross-modal teacher reads.
+        teacher: ``multimodal``, ``unimodal``, or what a cross-modal teacher reads; empty takes the main one.
         layers: dotted paths of the student's layers that get an exit; empty takes its maskable layers.
         task_weight: of CE.
         exits_weight: of what the exits are told.

@@ -21,7 +21,7 @@ class RkdOptions(FeatureOptions):
     """``task_weight CE + distance_weight L_D + angle_weight L_A``; the paper's weights for classification.
 
     Attributes:
-        teacher: ``multimodal``, or the modality that a cross-modal teacher reads.
+        teacher: ``multimodal``, ``unimodal``, or what a cross-modal teacher reads; empty takes the main one.
         student_layer, teacher_layer: dotted path of the feature; empty takes the embedding.
         task_weight: of CE.
         distance_weight, angle_weight: of the two relations.

@@ -9,12 +9,12 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from distill.lab import MULTIMODAL, FrozenLogits, Lab
+from distill.lab import FrozenLogits, Lab
 from distill.methods.base import Method, Workload
 from distill.networks.registry import Model
 from distill.training.features import Batch
 from distill.training.phase import Phase
-from mst_edge.core.errors import unknown_name
+from mst_edge.core.errors import UserError, unknown_name
 
 
 @dataclass(frozen=True)
@@ -45,10 +45,11 @@ class TeacherOptions:
     """For a method that learns from one lone-trained teacher.
 
     Attributes:
-        teacher: ``multimodal``, or the modality that a cross-modal teacher reads.
+        teacher: ``multimodal``, the modality that a cross-modal teacher reads, or ``unimodal``; empty takes the
+            main one, ``multimodal`` unless the data has one modality.
     """
 
-    teacher: str = MULTIMODAL
+    teacher: str = ""
 
 
 class SingleTeacher(Method):
@@ -60,14 +61,20 @@ class SingleTeacher(Method):
         teacher: name of the teacher that the options choose.
 
     Raises:
-        UserError: the lab has no such teacher.
+        UserError: the lab has no such teacher, or none at all.
     """
 
     Options: ClassVar[type] = TeacherOptions
 
     def __init__(self, lab: Lab, options: Any) -> None:
         super().__init__(lab, options)
-        self.teacher: str = options.teacher
+        if not lab.teachers:
+            raise UserError(
+                "the data has one modality and no teacher is named",
+                where="teachers.unimodal",
+                fix="name a network there",
+            )
+        self.teacher: str = options.teacher or lab.main_teacher
         if self.teacher not in lab.teachers:
             raise unknown_name("teacher", self.teacher, lab.teachers, where="distill.options.teacher")
 
@@ -87,8 +94,8 @@ class SingleTeacher(Method):
         ]
 
     def lone_teacher_work(self) -> list[Workload]:
-        """The lone training of the chosen teacher; none for the multimodal one, which every run trains."""
-        if self.teacher == MULTIMODAL:
+        """The lone training of the chosen teacher; none for the main one, which every run trains."""
+        if self.teacher == self.lab.main_teacher:
             return []
         phases = self.lab.lone_phases(self.teacher)
         return [Workload(phase, self.lab.epochs.student, trained=[self.teacher]) for phase in phases]

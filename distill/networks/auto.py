@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from distill.tokens import TokenShape
 from mst_edge.core.errors import UserError, unknown_name
 
 AUTO = "auto"
@@ -43,7 +44,7 @@ def resolve(
 
 
 def auto_network(shapes: Mapping[str, tuple[int, ...]], *, where: str = "network") -> str:
-    """A sensible network: fusion for several modalities, else by the number of the features' axes.
+    """A sensible network: fusion for several modalities, one for text, else by the number of the features' axes.
 
     Raises:
         UserError: no network here reads so many axes.
@@ -51,6 +52,8 @@ def auto_network(shapes: Mapping[str, tuple[int, ...]], *, where: str = "network
     if len(shapes) > 1:
         return "fusion"
     ((name, shape),) = shapes.items()
+    if isinstance(shape, TokenShape):
+        return "text_bag"
     if len(shape) not in _BY_RANK:
         raise UserError(
             f"no network is known for features of shape {shape} ({name})",

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from distill.networks.auto import AUTO, resolve
-from distill.networks.registry import NETWORKS, NetworkChoice, require_options
+from distill.networks.registry import NETWORKS, NetworkChoice, require_options, require_readable
 from mst_edge.core.errors import UserError, unknown_name
 
 
@@ -74,6 +74,7 @@ def _encoder(name: str, shape: tuple[int, ...], num_outputs: int, said: Mapping[
     if not hasattr(cls, "embed") or getattr(cls, "multimodal", False):
         raise UserError(f"{network} cannot be an encoder", where=where, fix="name one for one modality, with embed()")
     require_options(cls, options, f"{where}.options")
+    require_readable(cls, shape)
     encoder = cls(shape, num_outputs, **options)
     # The encoder's own head is never used here: drop its weights.
     for unused in ("head", "fc", "fc2"):

@@ -4,7 +4,8 @@ A network is a plain ``nn.Module``. One that reads a single modality takes
 ``(input_shape, num_outputs, **options)`` and a tensor ``(batch, *input_shape)``; one that reads several
 takes ``(input_shapes, num_outputs, **options)``, both by modality name, and sets ``multimodal = True``.
 ``maskable`` lists dotted paths of layers whose output MST-Distill may mask, ``(batch, C)`` or
-``(batch, C, ...)``.
+``(batch, C, ...)``. Features are float32; those of a text are token ids in int32, and their shape is a
+``TokenShape``, which knows the size of the vocabulary. A network that reads them sets ``reads_tokens = True``.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from distill.networks.auto import resolve
+from distill.tokens import TokenShape
 from mst_edge.core.errors import UserError, unknown_name
 from mst_edge.core.registry import Registry
 
@@ -94,6 +96,8 @@ def build_model(
     require_options(cls, options, f"{where}.options")
     first: Any = dict(shapes) if multimodal else next(iter(shapes.values()))
     try:
+        if not multimodal:
+            require_readable(cls, first)
         module = cls(first, num_outputs, **options)
         model = Model(name, network, module, tuple(shapes), multimodal, options)
         _require_logits(model, shapes, (num_outputs, *(map_size or ())))
@@ -115,6 +119,24 @@ def _channels_last(module: nn.Module) -> None:
     for parameter in module.parameters():
         if parameter.ndim == 4:
             parameter.data = parameter.data.to(memory_format=torch.channels_last)
+
+
+def require_readable(cls: type, shape: tuple[int, ...]) -> None:
+    """Refuses token ids for a network that reads numbers, and numbers for one that reads token ids.
+
+    Raises:
+        ValueError: says which.
+    """
+    if isinstance(shape, TokenShape) != bool(getattr(cls, "reads_tokens", False)):
+        raise ValueError("token ids of a text" if isinstance(shape, TokenShape) else "no token ids of a text")
+
+
+def blank_features(shapes: Mapping[str, tuple[int, ...]], device: torch.device | None = None) -> dict[str, Tensor]:
+    """Features of two samples, all zeros, ``(2, *shape)``: what a network is tried on."""
+    return {
+        name: torch.zeros(2, *shape, dtype=torch.int32 if isinstance(shape, TokenShape) else None, device=device)
+        for name, shape in shapes.items()
+    }
 
 
 def find_layer(module: nn.Module, path: str, *, where: str) -> nn.Module:
@@ -168,7 +190,7 @@ def _output_shape(model: Model, shapes: Mapping[str, tuple[int, ...]]) -> torch.
 
 @torch.no_grad()
 def _shape_on(device: torch.device, model: Model, shapes: Mapping[str, tuple[int, ...]]) -> torch.Size:
-    inputs: Any = {name: torch.zeros(2, *shape, device=device) for name, shape in shapes.items()}
+    inputs: Any = blank_features(shapes, device)
     if not model.multimodal:
         inputs = next(iter(inputs.values()))
     state = {**dict(model.module.named_parameters()), **dict(model.module.named_buffers())}

@@ -7,14 +7,13 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from distill import frontends as frontends_module
 from distill.datasets.builder import cache_root
 from distill.datasets.spec import Dataset
 from distill.frontends import Frontend
@@ -143,29 +142,23 @@ class FeatureStore:
                 yield replace(self.gather(ids[part.start : part.end], modalities, device), rows=part.rows)
 
 
-def _features(dataset: Dataset, train: NDArray[np.int64], name: str, frontend: Frontend) -> NDArray[np.float32]:
+def _features(dataset: Dataset, train: NDArray[np.int64], name: str, frontend: Frontend) -> NDArray[Any]:
     """Fits the front end on ``train`` and returns ``(samples, *feature_shape)``, memory-mapped.
 
     Kept under a key of everything they depend on: data, training ids and the front end with its constants.
     """
-    constants = hashlib.sha256()
-    for key, value in sorted(frontend.state_dict().items()):
-        if frontend.pinned or key not in ("scale", "shift"):
-            constants.update(key.encode() + value.numpy().tobytes())
     depends_on: dict[str, object] = {
         "data": dataset.fingerprint,
         "modality": name,
         "train": hashlib.sha256(train.tobytes()).hexdigest(),
-        "frontend": [type(frontend).__qualname__, list(frontend.feature_shape), constants.hexdigest()],
+        "frontend": frontend.key(),
         # Not a version number that someone may forget to raise: the code itself.
-        "code": sha256_file(Path(frontends_module.__file__)),
+        "code": [sha256_file(path) for path in frontend.code],
     }
     folder = cache_root() / "features" / sha256_json(depends_on)[:16]
     if not folder.is_dir():
         _compute(dataset, train, name, frontend, folder)
-    statistics = load_file(folder / "statistics.safetensors")
-    frontend.scale.copy_(statistics["scale"])
-    frontend.shift.copy_(statistics["shift"])
+    frontend.load(folder)
     return np.load(folder / "features.npy", mmap_mode="r", allow_pickle=False)
 
 
@@ -175,15 +168,17 @@ def _compute(dataset: Dataset, train: NDArray[np.int64], name: str, frontend: Fr
     with atomic_path(folder) as temporary:
         temporary.mkdir()
         shape = (len(dataset), *frontend.feature_shape)
-        out = np.lib.format.open_memmap(temporary / "features.npy", mode="w+", dtype=np.float32, shape=shape)
+        out = np.lib.format.open_memmap(
+            temporary / "features.npy", mode="w+", dtype=frontend.feature_dtype, shape=shape
+        )
         start = 0
         for raw in _raw_blocks(dataset, name, np.arange(len(dataset))):
-            out[start : start + len(raw)] = frontend(raw).numpy()
+            out[start : start + len(raw)] = frontend(torch.from_numpy(frontend.host(raw))).numpy()
             start += len(raw)
         out.flush()
-        save_file({"scale": frontend.scale, "shift": frontend.shift}, temporary / "statistics.safetensors")
+        frontend.save(temporary)
 
 
-def _raw_blocks(dataset: Dataset, name: str, ids: NDArray[np.int64]) -> Iterable[Tensor]:
+def _raw_blocks(dataset: Dataset, name: str, ids: NDArray[np.int64]) -> Iterable[NDArray[Any]]:
     for start in range(0, len(ids), _BLOCK):
-        yield torch.from_numpy(dataset.read(name, ids[start : start + _BLOCK]))
+        yield dataset.read(name, ids[start : start + _BLOCK])

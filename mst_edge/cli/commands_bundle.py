@@ -17,18 +17,30 @@ def register(app: typer.Typer) -> None:
 def predict(
     bundle: Annotated[Path, typer.Argument(help="A bundle: folder or zip.")],
     files: Annotated[
-        list[Path], typer.Argument(metavar="FILE...", help="wav, picture or .npy files, or folders of them.")
-    ],
+        list[Path] | None,
+        typer.Argument(metavar="FILE...", help="wav, picture, text or .npy files, or folders of them."),
+    ] = None,
+    text: Annotated[list[str] | None, typer.Option("--text", help="A text to label; may be repeated.")] = None,
+    lines: Annotated[bool, typer.Option("--lines", help="Label every line of the text files by itself.")] = False,
     json_: Annotated[bool, typer.Option("--json", help="One JSON object per line.")] = False,
     maps: Annotated[
         Path | None, typer.Option("--maps", metavar="DIR", help="Write label maps there as png (segmentation).")
     ] = None,
     runtime: Annotated[str, typer.Option("--runtime", help="Inference runtime instead of the preferred one.")] = "",
 ) -> None:
-    """Answers for files: labels, numbers with their units, or the share of each class in a picture."""
+    """Answers for files and texts: labels, numbers with their units, or the share of each class in a picture."""
     from apps.predict import predict_files
 
-    raise typer.Exit(predict_files(bundle, files, runtime=runtime or None, maps=maps, as_json=json_))
+    code = predict_files(
+        bundle,
+        files or [],
+        texts=text or [],
+        by_line=lines,
+        runtime=runtime or None,
+        maps=maps,
+        as_json=json_,
+    )
+    raise typer.Exit(code)
 
 
 def app_command(

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from distill.lab import MULTIMODAL
 from distill.training.phase import Silent
 from mst_edge.compare.contenders import LONE, Contender, choose, teacher
 from mst_edge.compare.summary import VARY, Vary, summarise
@@ -90,7 +89,7 @@ def compare(recipe: Recipe, out: Path, options: CompareOptions, say: Callable[[s
     _begin(out, {"recipe": recipe.to_dict(), "device": device.type, "vary": options.vary}, recipe)
     known = list(lab.teachers)
     del lab  # the processes that train need the memory more
-    results = [_Seed(recipe, seed, out, options, say).train(students) for seed in options.seeds]
+    results = [_Seed(recipe, seed, out, options, known, say).train(students) for seed in options.seeds]
     teachers = [row for row in map(teacher, known) if row.label in results[0]]
     record = {
         "name": recipe.name,
@@ -146,8 +145,15 @@ class _Seed:
     """All trials of one seed: same split, same features, same initial student, same teachers."""
 
     def __init__(
-        self, recipe: Recipe, seed: int, out: Path, options: CompareOptions, say: Callable[[str], None]
+        self,
+        recipe: Recipe,
+        seed: int,
+        out: Path,
+        options: CompareOptions,
+        teachers: Sequence[str],
+        say: Callable[[str], None],
     ) -> None:
+        self._main_teacher = next(iter(teachers), "")
         self._recipe, self._seed = seeded(recipe, seed, options.vary), seed
         self._options, self._say = options, say
         self._folder = out / "seeds" / str(seed)
@@ -160,7 +166,7 @@ class _Seed:
         """
         done: dict[str, Trial] = {}
         if any(student.method != LONE for student in students):
-            self._train_teacher(MULTIMODAL, done)
+            self._train_teacher(self._main_teacher, done)
         for student in students:
             while isinstance(answer := self._ask(student), str):
                 if teacher(answer).label in done:

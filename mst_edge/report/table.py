@@ -61,7 +61,7 @@ def _errors_in_units(distill: dict[str, Any]) -> str:
 def model_name(row: dict[str, Any], distill: dict[str, Any]) -> str:
     """What a person calls a trained model."""
     if row["role"] == "teacher":
-        return "multimodal teacher"
+        return "multimodal teacher" if len(row["reads"]) > 1 else "unimodal teacher"
     if row["method"] == "lone":
         return "lone student"
     preset = f" ({distill['preset']})" if row["method"] == distill["method"] and distill["preset"] else ""

@@ -19,7 +19,7 @@ from distill.frontends import Frontend, frontend_options, make_frontend
 from mst_edge.core.errors import UserError, unknown_name
 from mst_edge.core.files import atomic_path
 from mst_edge.core.scoring import SCORINGS
-from mst_edge.recipe import Recipe, parse_options
+from mst_edge.recipe import Recipe, TeacherSection, parse_options
 from mst_edge.run_folder import RunFolder
 
 _IMBALANCE = 3.0  # ratio of the largest to the smallest class from which class weights are used
@@ -59,6 +59,7 @@ class Data:
                     "shape": list(spec.shape),
                     "dtype": spec.dtype,
                     "sample_rate_hz": spec.sample_rate_hz,
+                    "layout": spec.layout,
                     "features": list(self.frontends[name].feature_shape),
                 }
                 for name, spec in dataset.modalities.items()
@@ -142,12 +143,27 @@ def _require_modalities(recipe: Recipe, dataset: Dataset) -> None:
     for name in recipe.teachers.cross_modal:
         if name not in others:
             raise unknown_name("modality of a cross-modal teacher", name, others, where="teachers.cross_modal")
-    alone = {"lone"} >= {recipe.distill.method, *recipe.distill.compare}
-    if len(known) < 2 and not alone:
+    _require_teachers(recipe, list(known))
+
+
+def _require_teachers(recipe: Recipe, known: list[str]) -> None:
+    teachers = recipe.teachers
+    if len(known) > 1 and teachers.unimodal is not None:
         raise UserError(
-            f"the dataset has one modality ({next(iter(known))}): there is nothing to distil across",
+            f"the dataset has {len(known)} modalities ({', '.join(known)})",
+            where="teachers.unimodal",
+            fix="use teachers.multimodal, or teachers.cross_modal",
+        )
+    if len(known) == 1 and teachers.multimodal != TeacherSection():
+        raise UserError(
+            f"the dataset has one modality ({known[0]})", where="teachers.multimodal", fix="use teachers.unimodal"
+        )
+    alone = {"lone"} >= {recipe.distill.method, *recipe.distill.compare}
+    if len(known) == 1 and teachers.unimodal is None and not alone:
+        raise UserError(
+            f"the dataset has one modality ({known[0]}): there is nothing to distil across",
             where="dataset",
-            fix="add a second modality, or set distill.method to lone and distill.compare to []",
+            fix="name a larger network as teachers.unimodal, or set distill.method to lone and distill.compare to []",
         )
 
 
@@ -163,16 +179,15 @@ def _require_fitting_goals(recipe: Recipe, dataset: Dataset) -> None:
         )
 
 
-def save_evaluation(run: RunFolder, data: Data, modality: str) -> None:
-    """Keeps the raw test inputs (as the exported graph takes them) and targets for every build to see."""
+def save_evaluation(run: RunFolder, data: Data, modality: str, frontend: Frontend) -> None:
+    """Keeps the test inputs, as the exported graph takes them, and targets for every build to see."""
     ids = data.splits["test"]
-    spec = data.dataset.modalities[modality]
-    dtype = np.dtype(np.uint8 if spec.dtype == "uint8" else np.float32)
+    dtype = np.dtype(frontend.graph_dtype)
     with atomic_path(run.evaluation) as temporary:
         temporary.mkdir()
-        shape = (len(ids), *spec.shape)
+        shape = (len(ids), *frontend.graph_shape)
         out = np.lib.format.open_memmap(temporary / "inputs.npy", mode="w+", dtype=dtype, shape=shape)
         for start in range(0, len(ids), 256):
-            out[start : start + 256] = data.dataset.read(modality, ids[start : start + 256])
+            out[start : start + 256] = frontend.host(data.dataset.read(modality, ids[start : start + 256]))
         out.flush()
         np.save(temporary / "target.npy", np.asarray(data.dataset.target[ids]), allow_pickle=False)

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from apps.runtime.tokenizer import TOKENIZER
 from mst_edge.core.provenance import provenance
 from mst_edge.core.scoring import OutputSpec, Predictions, Scoring, scoring_of
 from mst_edge.recipe import Recipe
@@ -169,6 +170,12 @@ def _pack(
     inputs = np.load(run.evaluation / "inputs.npy", mmap_mode="r", allow_pickle=False)
     truth = np.load(run.evaluation / "target.npy", mmap_mode="r", allow_pickle=False)
     spread = scoring_of(variant.output).spread(reference)
+    tokenizer = run.distill / TOKENIZER
+    test = data.splits["test"]
+
+    def recorded(number: int) -> NDArray[Any]:
+        return data.dataset.read(recipe.student.modality, test[number : number + 1])[0]
+
     packed = [
         PackedBuild(
             build=c.build,
@@ -195,7 +202,8 @@ def _pack(
         provenance=provenance(recipe_sha256=recipe.sha256(), data_sha256=data.dataset.fingerprint, seed=recipe.seed),
         licence=data.dataset.licence,
         readme=_readme(recipe, record, data, variant.output),
-        examples=example_files(variant.input, inputs, truth, variant.output.names),
+        examples=example_files(variant.input, recorded, truth, variant.output.names),
+        tokenizer=tokenizer if tokenizer.is_file() else None,
     )
 
 
@@ -222,7 +230,7 @@ def _readme(recipe: Recipe, record: dict[str, Any], data: Data, output: OutputSp
 Reads one `{recipe.student.modality}` sample, {_answers(output)}
 
     pip install numpy {chosen["runtime"]}
-    python run.py examples/*     # answers for wav, picture or .npy files; these are test samples
+    python run.py examples/*     # answers for files of this kind; these are test samples
     python run.py --self-test    # does this machine compute what it should?
 
 Gate: **{record["gate"]}**. Build `{chosen["id"]}`: {chosen["accuracy"]["label"]} {chosen["accuracy"]["value"]:.2%} on

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from distill.lab import MULTIMODAL, Epochs, Lab, OptimizerChoice, teacher_key
+from distill.lab import MULTIMODAL, UNIMODAL, Epochs, Lab, OptimizerChoice, teacher_key
 from distill.methods.base import METHODS, Method
 from distill.networks.registry import Model, NetworkChoice
 from distill.student import Student, StudentSpec, save_student
@@ -102,12 +102,8 @@ def _teachers(
 
     Front ends standardise as trained teachers expect.
     """
-    sections = {MULTIMODAL: (tuple(data.dataset.modalities), recipe.teachers.multimodal)}
-    for name in data.dataset.modalities:
-        if name != recipe.student.modality:
-            sections[name] = ((name,), recipe.teachers.cross_modal.get(name, TeacherSection()))
     teachers, pretrained = {}, {}
-    for name, (reads, section) in sections.items():
+    for name, (reads, section) in _teacher_sections(recipe, tuple(data.dataset.modalities)).items():
         choice = _choice(section)
         if section.weights is not None:
             where = f"{teacher_key(name)}.weights"
@@ -118,6 +114,18 @@ def _teachers(
             choice = file.choice(choice)
         teachers[name] = (reads, choice)
     return teachers, pretrained
+
+
+def _teacher_sections(recipe: Recipe, modalities: tuple[str, ...]) -> dict[str, tuple[tuple[str, ...], TeacherSection]]:
+    """Name to what a teacher reads and what the recipe says of it, the main one first."""
+    said = recipe.teachers
+    if len(modalities) == 1:
+        return {} if said.unimodal is None else {UNIMODAL: (modalities, said.unimodal)}
+    crossing = [name for name in modalities if name != recipe.student.modality]
+    return {
+        MULTIMODAL: (modalities, said.multimodal),
+        **{name: ((name,), said.cross_modal.get(name, TeacherSection())) for name in crossing},
+    }
 
 
 def require_samples_for_all(said: DistillSection, processes: Processes) -> None:
@@ -202,9 +210,9 @@ def run_distill(recipe: Recipe, data: Data, run: RunFolder, lab: Lab, methods: M
     insights: dict[str, Any] = {}
     chosen: Model | None = None
     if needs_teachers(methods):
-        teacher = lab.trained_teacher(MULTIMODAL)
+        teacher = lab.trained_teacher(lab.main_teacher)
         statistics["teacher"] = lab.statistics(teacher, "test")
-        models.append(_row(lab, "lone", "teacher", teacher, statistics["teacher"], lab.lone_phases(MULTIMODAL)))
+        models.append(_row(lab, "lone", "teacher", teacher, statistics["teacher"], lab.lone_phases(teacher.name)))
     for name, method in methods.items():
         student = method.train()
         statistics[name] = lab.statistics(student, "test")
@@ -263,6 +271,7 @@ def _save(recipe: Recipe, data: Data, run: RunFolder, lab: Lab, model: Model, re
         output=lab.task.output,
         map_size=lab.task.map_size,
         facts={"method": record["method"], "preset": record["preset"], "seed": recipe.seed},
+        tokenizer=data.frontends[modality].tokenizer,
     )
     student = Student(spec)
     student.frontend.load_state_dict(data.frontends[modality].state_dict())
@@ -315,9 +324,9 @@ def diagnose(
     teacher, lone = statistics.get("teacher"), statistics.get("lone")
     if teacher is not None and lone is not None and scoring.gain(lone, teacher) <= 0:
         text = (
-            f"the multimodal teacher is no better than the lone student "
+            f"the {lab.main_teacher} teacher is no better than the lone student "
             f"({scoring.value(teacher) - scoring.value(lone):+.1%} {scoring.label}): it has "
-            "nothing to teach. Train it longer, give it a wider network, or check that the modalities are paired"
+            "nothing to teach. Train it longer, give it a wider network, or check that its modalities are paired"
         )
         said.append({"level": "warning", "text": text})
     for name, file in lab.pretrained.items():

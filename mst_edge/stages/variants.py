@@ -24,7 +24,8 @@ _BATCH, _DENSE_BATCH = 256, 4
 def run_variants(recipe: Recipe, data: Data, run: RunFolder) -> dict[str, Any]:
     """Exports and quantizes; keeps test inputs and the fp32 student's answers beside."""
     student = load_student(run.distill)
-    save_evaluation(run, data, recipe.student.modality)
+    modality = recipe.student.modality
+    save_evaluation(run, data, modality, student.frontend)
     inputs = np.load(run.evaluation / "inputs.npy", mmap_mode="r", allow_pickle=False)
     few = _DENSE_BATCH if student.spec.map_size else _BATCH
     save_predictions(run, collect(student_outputs(student, inputs, few), scoring_of(student.spec.output)))
@@ -32,7 +33,7 @@ def run_variants(recipe: Recipe, data: Data, run: RunFolder) -> dict[str, Any]:
     chosen = recipe.quantize.calibration
     ids = calibration.choose(data.dataset, data.splits["train"], chosen.samples, recipe.seed)
     samples_file = run.variants / calibration.CALIBRATION
-    calibration.save(samples_file, data.dataset, recipe.student.modality, ids)
+    calibration.save(samples_file, ids, student.frontend.host(data.dataset.read(modality, ids)))
     for scheme in recipe.quantize.schemes:
         assert scheme == "int8-static"
         samples = calibration.load(samples_file)

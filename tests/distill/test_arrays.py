@@ -142,7 +142,7 @@ def _break(folder, what):  # noqa: PLR0912
         ("target shape", r"target\.npy: expected shape \(samples,\), received \(240, 1\)"),
         ("no target", r"target\.npy: no such file"),
         ("objects", r"facts\.npy: not a readable \.npy"),
-        ("strings", r"facts\.npy: expected numbers, received dtype <U1"),
+        ("strings", r"facts\.npy: expected numbers or texts \(samples,\), received \(240, 1\) <U1"),
         ("truncated", r"facts\.npy: not a readable \.npy"),
         ("not npy", r"facts\.npy: not a readable \.npy"),
         ("flat", r"facts\.npy: expected shape \(samples, \.\.\.\)"),

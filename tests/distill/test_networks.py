@@ -7,6 +7,7 @@ from torch import nn
 from distill.masks import probe_layer
 from distill.networks.auto import auto_network
 from distill.networks.registry import NETWORKS, NetworkChoice, build_model, find_layer
+from distill.tokens import TokenShape
 from mst_edge.core.errors import UserError
 
 IMAGE, SPECTROGRAM = (1, 28, 28), (1, 112, 112)
@@ -143,6 +144,8 @@ EXAMPLES = {
     "vggsound_audio": (3, 40),
     "segnet": (1, 32, 32),
     "small_unet": (1, 32, 32),
+    "text_bag": TokenShape(10, 300),
+    "text_transformer": TokenShape(10, 300),
 }
 DENSE = {"segnet", "small_unet"}
 

@@ -180,11 +180,11 @@ def _describe(name, change):
         ),
         (
             _describe("b", lambda about: about["reads"]["b"].update(scale=[1.0] * 9, shift=[0.0] * 9)),
-            r"was trained on 9 features of b, but the data has 6",
+            r"was trained on other b: 9 features, but the data has 6",
         ),
         (
             _describe("b", lambda about: about["reads"]["b"].update(scale=[1.0] * 6)),
-            r"b\.safetensors and another teacher were trained on b that was standardised differently",
+            r"b\.safetensors and another teacher were trained on b that was prepared differently",
         ),
         (
             _describe("b", lambda about: about["network"].update(options={"width": 2.0})),

@@ -33,7 +33,7 @@ def _inputs(dtype: str, shape: tuple[int, ...]) -> np.ndarray:
 def test_an_example_is_read_back_as_the_sample_it_was(tmp_path, kind, dtype, shape, suffix, within):
     rate = 8000 if kind == "audio" else None
     inputs = _inputs(dtype, (4, *shape))
-    files = example_files(InputSpec("x", kind, shape, dtype, rate), inputs, np.array([2, 0, 0, 1]), LABELS)
+    files = example_files(InputSpec("x", kind, shape, dtype, rate), inputs.__getitem__, np.array([2, 0, 0, 1]), LABELS)
     assert list(files) == [f"no{suffix}", f"yes_please{suffix}", f"up{suffix}"]
     for row, (name, content) in zip((1, 3, 0), files.items(), strict=True):
         (tmp_path / name).write_bytes(content)
@@ -44,8 +44,8 @@ def test_an_example_is_read_back_as_the_sample_it_was(tmp_path, kind, dtype, sha
 
 def test_classes_that_are_not_in_the_split_and_names_that_collide_are_no_trouble():
     spec = InputSpec("x", "vector", (3,), "float32", None)
-    files = example_files(spec, np.zeros((2, 3), np.float32), np.array([0, 2]), ["a b", "gone", "a-b", "?"])
+    files = example_files(spec, np.zeros((2, 3), np.float32).__getitem__, np.array([0, 2]), ["a b", "gone", "a-b", "?"])
     assert list(files) == ["a_b.npy", "a-b.npy"]
-    files = example_files(spec, np.zeros((2, 3), np.float32), np.array([0, 2]), ["a b", "gone", "a?b"])
+    files = example_files(spec, np.zeros((2, 3), np.float32).__getitem__, np.array([0, 2]), ["a b", "gone", "a?b"])
     assert list(files) == ["a_b.npy", "a_b_2.npy"]
-    assert list(example_files(spec, np.zeros((1, 3), np.float32), np.array([0]), ["?"])) == ["class_0.npy"]
+    assert list(example_files(spec, np.zeros((1, 3), np.float32).__getitem__, np.array([0]), ["?"])) == ["class_0.npy"]

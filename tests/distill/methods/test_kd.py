@@ -36,7 +36,7 @@ def test_every_method_has_a_frozen_documented_set_of_options(name):
     cls = METHODS.get(name).Options
     assert cls.__dataclass_params__.frozen
     assert all(option in cls.__doc__.partition("Attributes:")[2] for option in cls.__dataclass_fields__)
-    assert method_options(name, "", {}).teacher == "multimodal"
+    assert method_options(name, "", {}).teacher == ""
 
 
 @pytest.mark.parametrize("name", FROM_ONE_TEACHER)
