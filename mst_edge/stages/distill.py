@@ -64,7 +64,7 @@ def make_lab(
     task = make_task(recipe, data)
     teachers, pretrained = _teachers(recipe, data, task)
     return Lab(
-        store=FeatureStore(data.dataset, data.splits, data.frontends),
+        store=FeatureStore(data.dataset, data.splits, data.frontends, data.augmentations),
         task=task,
         session=Session(
             folder,
@@ -83,6 +83,7 @@ def make_lab(
         pretrained=pretrained,
         optimizer=OptimizerChoice(**said.optimizer.model_dump()),
         epochs=Epochs(**said.epochs.model_dump()),
+        keep_gb=said.keep_gb,
     )
 
 
