@@ -87,7 +87,7 @@ def main() -> None:
                 for index, choice in enumerate(choices)
             ]
             ratios = _ratios(spec, candidates, said.rounds, said.runs)
-        print("\n".join(_table(spec, candidates, ratios)), end="\n\n")  # noqa: T201
+        print("\n".join(_table(spec, candidates, ratios)), end="\n\n")
 
 
 def _candidate(spec: ModalitySpec, choice: NetworkChoice, name: str, folder: Path) -> Candidate:

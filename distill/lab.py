@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -15,39 +13,17 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
+from distill.frozen import Answers, Frozen, Keeper, as_logits
 from distill.networks.registry import Model, NetworkChoice, build_model
-from distill.suffix import SplitModel, has_one_row_per_sample, row_bytes, split_at
 from distill.tasks import Task
 from distill.teachers import TeacherFile
+from distill.training.allocator import freed_memory_is_reused
 from distill.training.features import Batch, FeatureStore
 from distill.training.phase import History, Phase, Session, is_finished, predict, run_phase
 from distill.training.schedules import SCHEDULES, ScheduledOptimizer
 
 MULTIMODAL, UNIMODAL = "multimodal", "unimodal"
-_MOST_KEPT_BYTES = 256 << 20
 _OPTIMIZERS: Mapping[str, Callable[..., Optimizer]] = {"adam": Adam, "adamw": AdamW, "sgd": SGD}
-
-
-Below = tuple[SplitModel, list[Tensor]]
-
-
-@dataclass(frozen=True)
-class FrozenLogits:
-    """Logits of something that no longer learns, for batches of training or validation samples.
-
-    Attributes:
-        reads: modalities that a batch must hold; none where the logits are kept.
-    """
-
-    reads: tuple[str, ...]
-    _compute: Callable[[Batch], Tensor]
-    _context: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext
-
-    @torch.no_grad()
-    def __call__(self, batch: Batch) -> Tensor:
-        """``(B, ...)`` float32."""
-        with self._context():
-            return self._compute(batch).float()
 
 
 @dataclass(frozen=True)
@@ -110,6 +86,8 @@ class Lab:
             ``unimodal``, an ordinary larger teacher. The first is the main one, which every run trains.
         pretrained: teachers that are loaded in place of being trained, by name.
         lender: the folder whose lone-trained networks are used, where that is not the session's own.
+        keep_gb: the cache keeps at most so much of what frozen networks say; 0 keeps nothing.
+        keeper: what frozen networks say of samples.
     """
 
     store: FeatureStore
@@ -122,9 +100,14 @@ class Lab:
     epochs: Epochs
     pretrained: Mapping[str, TeacherFile] = field(default_factory=dict)
     lender: Path | None = None
+    keep_gb: float = 8.0
     histories: dict[str, History] = field(default_factory=dict)
     _trained: dict[str, Model] = field(default_factory=dict)
-    _logits: dict[str, Tensor] = field(default_factory=dict)
+    keeper: Keeper = field(init=False)
+
+    def __post_init__(self) -> None:
+        """A keeper belongs to one session."""
+        self.keeper = Keeper(self.store, self.session, int(self.keep_gb * 1e9))
 
     @property
     def main_teacher(self) -> str:
@@ -136,9 +119,7 @@ class Lab:
 
         It trains no teacher: asked for one that this lab has not finished, it raises ``TeacherNeededError``.
         """
-        return replace(
-            self, session=replace(self.session, folder=folder), lender=self.session.folder, histories={}, _logits={}
-        )
+        return replace(self, session=replace(self.session, folder=folder), lender=self.session.folder, histories={})
 
     def new_student(self) -> Model:
         """A student with the seed's initial weights: the same for every method."""
@@ -220,7 +201,8 @@ class Lab:
     def run(self, phase: Phase, folder: Path | None = None) -> None:
         """Runs a phase and keeps its history; its state lies in ``folder``, or in the session's."""
         session = self.session if folder is None else replace(self.session, folder=folder)
-        self.histories[phase.name] = run_phase(phase, self.store, session)
+        with freed_memory_is_reused():
+            self.histories[phase.name] = run_phase(phase, self.store, session)
 
     def logits(self, model: Model, split: str) -> Tensor:
         """``(samples, ...)`` logits over a split, all of them at once: not for dense tasks on large data."""
@@ -254,87 +236,16 @@ class Lab:
         """Metrics on the validation split, named ``<prefix>_<metric>``."""
         return {f"{prefix}_{name}": value for name, value in self.evaluate(model, "val").items()}
 
-    def cached_logits(
-        self, key: str, compute: Callable[[Mapping[str, Tensor]], Tensor], reads: Sequence[str]
-    ) -> Tensor:
-        """``(all samples, ...)`` of a frozen function on train and validation samples, computed once.
+    def keeps_logits(self, reads: Sequence[str]) -> bool:
+        """Whether what a frozen network says of these modalities is computed once, and not in every epoch again."""
+        bytes_each = 4 if self.task.map_size is None else 2
+        return self.keeper.keeps(math.prod(self.task.logits_shape) * bytes_each, reads)
 
-        Rows of test samples are NaN: no method may look at them. Dense logits are kept in float16.
-        """
-        if key not in self._logits:
-            self._logits[key] = self._fill(compute, reads)
-        return self._logits[key]
-
-    @torch.no_grad()
-    def _fill(self, compute: Callable[[Mapping[str, Tensor]], Tensor], reads: Sequence[str]) -> Tensor:
-        shape = (len(self.store.dataset), *self.task.logits_shape)
-        table = torch.full(shape, float("nan"), dtype=self._kept_type)
-        for split in ("train", "val"):
-            for batch in self.store.in_order(split, 256, reads, self.session.device):
-                with self.session.autocast():
-                    table[batch.ids] = compute(batch.inputs).to(self._kept_type).cpu()
-        return table
-
-    @property
-    def _kept_type(self) -> torch.dtype:
-        """Of tables of logits: a rounding of 2^-11 is far below what teachers know of a pixel."""
-        return torch.float32 if self.task.map_size is None else torch.float16
-
-    @property
-    def keeps_logits(self) -> bool:
-        """Whether frozen logits are computed once, and not in every epoch again."""
-        return self.can_keep(math.prod(self.task.logits_shape) * self._kept_type.itemsize)
-
-    def frozen_logits(
-        self, key: str, compute: Callable[[Mapping[str, Tensor]], Tensor], reads: Sequence[str]
-    ) -> FrozenLogits:
-        """A frozen function's logits batch by batch: from a table where that takes 256 MB or less, else computed
-        again each time. ``key`` names it."""
-        if self.keeps_logits:
-            table = self.cached_logits(key, compute, reads)
-            return FrozenLogits((), lambda batch: table[batch.ids].to(self.session.device))
-        return FrozenLogits(tuple(reads), lambda batch: compute(batch.inputs), self.session.autocast)
-
-    @torch.no_grad()
-    def keep_below(self, model: Model, layer: str) -> Below | None:
-        """Splits a frozen model at a layer and computes what lies below it once for every sample.
-
-        Returns:
-            The split model and, per tensor, ``(all samples, ...)``; rows of test samples are zero. None
-            where the model cannot be split, or where keeping it would take more than 256 MB.
-        """
-        split = split_at(model, layer)
-        tables = None if split is None else self.keep(split.before, model.reads)
-        return None if split is None or tables is None else (split, tables)
-
-    @torch.no_grad()
-    def keep(
-        self, compute: Callable[[Mapping[str, Tensor]], tuple[Tensor, ...]], reads: Sequence[str]
-    ) -> list[Tensor] | None:
-        """What a frozen function gives for train and validation samples, computed once.
-
-        Returns:
-            Per tensor, ``(all samples, ...)``; rows of test samples are zero. None where an output has
-            not one row per sample, or where keeping them would take more than 256 MB.
-        """
-        tables: list[Tensor] = []
-        for part in ("train", "val"):
-            for batch in self.store.in_order(part, 256, reads, self.session.device):
-                with self.session.autocast():
-                    rows = compute(batch.inputs)
-                if not has_one_row_per_sample(rows, len(batch.ids)):
-                    return None
-                if not tables:
-                    if not self.can_keep(row_bytes(rows)):
-                        return None
-                    tables = [row.new_zeros(len(self.store.dataset), *row.shape[1:], device="cpu") for row in rows]
-                for table, row in zip(tables, rows, strict=True):
-                    table[batch.ids] = row.cpu()
-        return tables
-
-    def can_keep(self, bytes_per_sample: int) -> bool:
-        """Whether ``keep`` would keep that much of every sample."""
-        return bytes_per_sample * len(self.store.dataset) <= _MOST_KEPT_BYTES
+    def frozen_logits(self, model: Model) -> Answers:
+        """``(batch, outputs)`` logits of a frozen model, as the only tensor of its answers."""
+        return self.keeper.answers(
+            Frozen(model.name, lambda inputs: (as_logits(model(inputs)),), model.reads, [model.module])
+        )
 
 
 def teacher_key(name: str) -> str:

@@ -8,9 +8,9 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 from torch import Tensor
 
+from distill.frozen import Answers, Frozen
 from distill.lab import Lab
 from distill.networks.registry import Model, blank_features, find_layer
-from distill.training.features import Batch
 from mst_edge.core.errors import UserError
 
 EMBED = "embed"
@@ -111,29 +111,22 @@ def embedding_tap(lab: Lab, model: Model, said: str, *, where: str) -> Tap:
     return Tap(model, [embedding_layer(model, said, where=where)], lab.store.shapes, where=where)
 
 
-class FrozenFeatures:
-    """Features of a frozen teacher: kept for every sample where that takes 256 MB or less, else recomputed.
+def frozen_features(lab: Lab, tap: Tap) -> Answers:
+    """Each layer's feature ``(B, C)`` of a frozen teacher, for batches of training or validation samples."""
+    return lab.keeper.answers(
+        Frozen(
+            what=f"features of {tap.model.name} at {', '.join(tap.layers)}",
+            compute=tap.features,
+            reads=tap.model.reads,
+            networks=[tap.model.module],
+            facts={"layers": list(tap.layers)},
+        )
+    )
 
-    Attributes:
-        reads: modalities that a batch must hold; none where the features are kept.
-    """
 
-    def __init__(self, lab: Lab, tap: Tap) -> None:
-        self._tap, self._device = tap, lab.session.device
-        self._tables = lab.keep(tap.features, tap.model.reads)
-        self.reads = tap.model.reads if self._tables is None else ()
-
-    @torch.no_grad()
-    def __call__(self, batch: Batch) -> list[Tensor]:
-        """Each layer's feature ``(B, C)`` for a batch of training or validation samples."""
-        if self._tables is None:
-            return list(self._tap.features(batch.inputs))
-        return [table[batch.ids].to(self._device) for table in self._tables]
-
-    @staticmethod
-    def recomputed(lab: Lab, tap: Tap) -> bool:
-        """Whether the teacher runs forward in every epoch."""
-        return not lab.can_keep(4 * sum(tap.widths))
+def recomputes(lab: Lab, tap: Tap) -> bool:
+    """Whether a frozen teacher runs forward in every epoch for its features."""
+    return not lab.keeper.keeps(4 * sum(tap.widths), tap.model.reads)
 
 
 @contextlib.contextmanager

@@ -102,7 +102,7 @@ class DistillSection(Section):
 
     ``compare`` names methods trained beside it for comparison; ``options`` override the preset. ``accumulate``
     cuts every batch into parts that are computed one after another, ``checkpoint_minutes`` is the training between
-    two checkpoints inside an epoch.
+    two checkpoints inside an epoch, ``keep_gb`` limits what the cache keeps of frozen networks.
     """
 
     method: str = "mst"
@@ -116,6 +116,7 @@ class DistillSection(Section):
     precision: Literal["fp32", "bf16"] = "fp32"
     class_balance: Literal["auto", "none", "weights"] = "auto"
     checkpoint_minutes: float = Field(10.0, ge=0)
+    keep_gb: float = Field(8.0, ge=0)
 
 
 class CalibrationSection(Section):

@@ -15,6 +15,8 @@ from pathlib import Path
 import torch
 import yaml
 
+from distill.augment import augmentation_options
+from distill.datasets.spec import Kind
 from distill.methods.base import METHODS
 from distill.networks.registry import NETWORKS, NetworkChoice, build_model
 from distill.tokens import TokenShape
@@ -113,6 +115,14 @@ def test_every_method_and_each_of_its_options_is_on_a_page():
         assert f"| `{name}` |" in methods
         for option in dataclasses.fields(METHODS.get(name).Options):
             assert f"`{option.name}`" in (mst if name == "mst" else methods), f"{name}: {option.name}"
+
+
+def test_every_augmentation_is_on_the_page_of_the_recipe():
+    page = (ROOT / "docs" / "recipe.md").read_text(encoding="utf-8")
+    for kind in Kind:
+        for option in dataclasses.fields(augmentation_options(kind)):
+            rows = [line for line in page.splitlines() if line.startswith("| ") and f"`{option.name}`" in line]
+            assert any(kind.value in row.split("|")[1] for row in rows), f"{kind}: {option.name}"
 
 
 def _flat(tree: object, prefix: str = "") -> dict[str, object]:

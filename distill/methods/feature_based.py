@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from distill.methods.base import Workload
 from distill.methods.single_teacher import SingleTeacher, TeacherOptions
 from distill.networks.registry import Model
-from distill.taps import FrozenFeatures, Tap, embedding_tap, pooled
+from distill.taps import Tap, embedding_tap, frozen_features, pooled, recomputes
 from distill.training.features import Batch
 
 
@@ -52,7 +52,7 @@ class FeatureMethod(SingleTeacher, ABC):
         self.student_tap(self.lab.new_student())
 
     def workload(self) -> list[Workload]:
-        recomputed = FrozenFeatures.recomputed(self.lab, self.teacher_tap(self.lab.new_teacher(self.teacher)))
+        recomputed = recomputes(self.lab, self.teacher_tap(self.lab.new_teacher(self.teacher)))
         forward = [self.teacher] if recomputed else []
         return [
             *self.lone_teacher_work(),
@@ -63,7 +63,7 @@ class FeatureMethod(SingleTeacher, ABC):
         student = self.lab.new_student()
         student_tap = self.student_tap(student)
         teacher_tap = self.teacher_tap(self.lab.trained_teacher(self.teacher))
-        frozen = FrozenFeatures(self.lab, teacher_tap)
+        frozen = frozen_features(self.lab, teacher_tap)
         self.seed_helpers()
         comparison = self.comparison(student_tap.widths[0], teacher_tap.widths[0]).to(self.lab.session.device)
 

@@ -13,7 +13,7 @@ from torch.nn import functional
 from distill.methods.base import METHODS, Workload
 from distill.methods.kd import KdOptions, KnowledgeDistillation
 from distill.networks.registry import Model
-from distill.taps import FrozenFeatures, Tap, maskable_layers
+from distill.taps import Tap, frozen_features, maskable_layers, recomputes
 from distill.training.features import Batch
 from distill.training.phase import Phase
 from mst_edge.core.errors import UserError
@@ -54,12 +54,12 @@ class FitNets(KnowledgeDistillation):
 
     def workload(self) -> list[Workload]:
         _, teacher_tap = self._taps(self.lab.new_student(), self.lab.new_teacher(self.teacher))
-        forward = [self.teacher] if FrozenFeatures.recomputed(self.lab, teacher_tap) else []
+        forward = [self.teacher] if recomputes(self.lab, teacher_tap) else []
         hints = self.hint_epochs
         return [
             *self.lone_teacher_work(),
             Workload("fitnets_hints", hints, trained=["student"], forward=forward),
-            Workload("fitnets", self.lab.epochs.student - hints, trained=["student"]),
+            self.imitation_work("fitnets", self.lab.epochs.student - hints),
         ]
 
     def train(self) -> Model:
@@ -72,7 +72,7 @@ class FitNets(KnowledgeDistillation):
         """Trains what lies below the guided layers; nothing above them gets a gradient."""
         lab = self.lab
         student_tap, teacher_tap = self._taps(student, lab.trained_teacher(self.teacher))
-        frozen = FrozenFeatures(lab, teacher_tap)
+        frozen = frozen_features(lab, teacher_tap)
         self.seed_helpers()
         widths = zip(student_tap.widths, teacher_tap.widths, strict=True)
         regressors = nn.ModuleList(nn.Linear(guided, hint) for guided, hint in widths)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from distill.frozen import Answers, Frozen, as_logits
 from distill.lab import freeze
 from distill.methods.base import METHODS, Workload
 from distill.methods.kd import KdOptions, KnowledgeDistillation
-from distill.methods.single_teacher import Answers
 from distill.networks.registry import Model, find_layer
 from distill.suffix import SplitModel, split_at
 from distill.taps import maskable_layers
@@ -79,7 +79,7 @@ class DecisiveFeatures(KnowledgeDistillation):
         return [
             *self.lone_teacher_work(),
             Workload("mgdfr_joint", joint, trained=["student", self.teacher]),
-            Workload("mgdfr", budget - joint, trained=["student"]),
+            self.imitation_work("mgdfr", budget - joint),
         ]
 
     def train(self) -> Model:
@@ -119,7 +119,7 @@ class DecisiveFeatures(KnowledgeDistillation):
         )
 
     @torch.no_grad()
-    def _prune(self, student: Model, teacher: Model) -> Answers:
+    def _prune(self, student: Model, teacher: Model) -> Mapping[str, Answers]:
         """Logits of the teacher without the features that matter least."""
         lab, options = self.lab, self.options
         split = self._split(teacher)
@@ -128,7 +128,7 @@ class DecisiveFeatures(KnowledgeDistillation):
         most = max(2, _MOST_RANKED_BYTES // (4 * math.prod(lab.task.logits_shape)))
         ids = rng.permutation(lab.store.splits["train"])[: min(options.ranked_samples, most)]
         batch = lab.store.gather(ids, sorted({*student.reads, *teacher.reads}), lab.session.device)
-        kept = split.before(batch.inputs)
+        _, kept = split.before(batch.inputs)
         torch.manual_seed(lab.session.seed_for(self.name, "permutations"))
         matters = saliency(split.after, kept, student(batch.inputs), options.repeats)
         removed = matters.argsort()[: int(options.removed * len(matters))]
@@ -139,14 +139,18 @@ class DecisiveFeatures(KnowledgeDistillation):
             "removed": sorted(removed.tolist()),
             "saliency": matters.tolist(),
         }
-        pruned = lab.frozen_logits(
-            "mgdfr", lambda inputs: split.after(without(split.before(inputs), removed, means)), teacher.reads
+        pruned = Frozen(
+            what=f"{teacher.name} without features that matter least",
+            compute=lambda inputs: (as_logits(split.after(without(split.before(inputs)[1], removed, means))),),
+            reads=teacher.reads,
+            networks=[teacher.module],
+            facts={"layer": self._layer(teacher), "removed": removed.tolist(), "means": means.tolist()},
         )
-        return Answers({self.teacher: pruned})
+        return {self.teacher: lab.keeper.answers(pruned)}
 
     def _split(self, teacher: Model) -> SplitModel:
         """The teacher, divided at the layer whose features are ranked."""
-        layer = self.options.teacher_layer or maskable_layers(teacher, where=_WHERE)[-1]
+        layer = self._layer(teacher)
         find_layer(teacher.module, layer, where=_WHERE)
         split = split_at(teacher, layer)
         if split is None:
@@ -156,6 +160,9 @@ class DecisiveFeatures(KnowledgeDistillation):
                 fix="name a layer that runs once and whose path to the logits does not branch on values",
             )
         return split
+
+    def _layer(self, teacher: Model) -> str:
+        return self.options.teacher_layer or maskable_layers(teacher, where=_WHERE)[-1]
 
 
 def saliency(

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from distill.lab import MULTIMODAL, FrozenLogits, Lab, freeze
-from distill.masks import SpecialisedTeacher, make_specialised, probe_layer
+from distill.frozen import Answers, reads_of
+from distill.lab import MULTIMODAL, Lab, freeze
+from distill.masks import MaskedTeacher, SpecialisedTeacher, make_specialised, probe_layer
 from distill.methods.base import METHODS, Method, Workload
 from distill.mst_options import PAPER, WHERE, MstOptions, ablations, check_options, check_top_k
 from distill.networks.registry import Model
 from distill.router import balance_loss, top_k
 from distill.training.features import Batch
-from distill.training.phase import Phase
+from distill.training.phase import EVAL_BATCH, Phase
 from mst_edge.core.errors import UserError
 
 
@@ -65,18 +67,19 @@ class MstDistill(Method):
         epochs = self.lab.epochs
         # Each mask runs its whole teacher forward, and the part above the mask backward.
         masked = [name for name, layers in self._layers.items() for _ in range(2 * len(layers))]
-        recomputed = [name for name, count in self._specialised().items() for _ in range(count)]
-        if self.lab.keeps_logits:
-            recomputed = []
         return [
             Workload("mst_collaborate", epochs.collaborate, trained=["student", *self._learning()]),
             *([Workload("mst_masks", epochs.masks, forward=masked)] if masked else []),
-            Workload("mst", epochs.distill, trained=["student"], forward=recomputed),
+            Workload("mst", epochs.distill, trained=["student"], forward=self._recomputed()),
         ]
 
     def _learning(self) -> list[str]:
         """Teachers that are not trained yet."""
         return [name for name in self._layers if name not in self.lab.pretrained]
+
+    def _recomputed(self) -> list[str]:
+        """Teachers that run again in every epoch of stage 3: their answers change, or would take too much to keep."""
+        return [name for name in self._layers if not self.lab.keeps_logits(self.lab.teachers[name][0])]
 
     def train(self) -> Model:
         student, learning = self.lab.new_student(), self._learning()
@@ -89,23 +92,7 @@ class MstDistill(Method):
             freeze(teacher)
         chosen = list(teachers.values()) if self.options.mask == "none" else self._specialise(student, teachers)
         self._distill(student, chosen)
-        self.insights = {"teachers": [self._describe(teacher) for teacher in chosen]}
         return student
-
-    def _describe(self, teacher: Model | SpecialisedTeacher) -> dict[str, Any]:
-        """What the report says of one teacher of stage 3: how good it is, and how often it was chosen."""
-        frozen, metrics = self._frozen(teacher), {}
-        for split in ("train", "val"):
-            meter = self.lab.task.meter()
-            for batch in self.lab.store.in_order(split, 256, frozen.reads, self.lab.session.device):
-                meter.add(frozen(batch), batch.target)
-            metrics[split] = meter.result()
-        use = [epoch[f"use_{teacher.name}"] for epoch in self.lab.histories["mst"]]
-        size = teacher.mask_parameters if isinstance(teacher, SpecialisedTeacher) else 0
-        return {"name": teacher.name, "mask_parameters": size, **metrics, "use": use}
-
-    def _frozen(self, teacher: Model | SpecialisedTeacher) -> FrozenLogits:
-        return self.lab.frozen_logits(f"mst_{teacher.name}", teacher, teacher.reads)
 
     def _collaborate(self, student: Model, teachers: Mapping[str, Model]) -> None:
         """Stage 1: every network minimises its task loss plus distillation from each of the others.
@@ -115,17 +102,13 @@ class MstDistill(Method):
         options, task, lab = self.options, self.lab.task, self.lab
         learning = {name: teachers[name] for name in self._learning()}
         models = {"student": student, **learning}
-        frozen = {
-            name: lab.frozen_logits(f"mst_pretrained_{name}", teacher, teacher.reads)
-            for name, teacher in teachers.items()
-            if name not in learning
-        }
+        trained = {name: lab.frozen_logits(teacher) for name, teacher in teachers.items() if name not in learning}
 
         def step(batch: Batch, _epoch: int) -> dict[str, Tensor]:
             logits = {name: model(batch.inputs) for name, model in models.items()}
             losses = {f"task_{name}": task.loss(z, batch.target) for name, z in logits.items()}
             targets = logits if options.mutual == "both" else {name: z.detach() for name, z in logits.items()}
-            told = {name: answer(batch) for name, answer in frozen.items()}
+            told = {name: answer.logits(batch) for name, answer in trained.items()}
             mutual = [
                 task.kd(learner, said, options.temperature)
                 for name, learner in logits.items()
@@ -162,42 +145,46 @@ class MstDistill(Method):
                 step=step,
                 validate=validate,
                 keep_best=best,
-                reads=sorted({modality for model in models.values() for modality in model.reads}),
+                reads=reads_of([*models.values(), *trained.values()]),
             )
         )
 
     def _specialise(self, student: Model, teachers: Mapping[str, Model]) -> list[SpecialisedTeacher]:
         """Stage 2: each mask moves its teacher toward what the student can express."""
+        return self._train_masks(student, self._fresh(teachers))
+
+    def _fresh(self, teachers: Mapping[str, Model]) -> list[SpecialisedTeacher]:
+        """Every teacher with a fresh mask on each of its chosen layers."""
         torch.manual_seed(self.lab.session.seed_for("masks"))
-        specialised = [
+        return [
             make_specialised(teacher, layer, self.options.mask, self.lab.store.shapes, f"{WHERE}.layers")
             for name, teacher in teachers.items()
             for layer in self._layers[name]
         ]
-        return self._train_masks(student, specialised)
 
     def _train_masks(self, student: Model, specialised: list[SpecialisedTeacher]) -> list[SpecialisedTeacher]:
         lab, options = self.lab, self.options
-        expressed = lab.frozen_logits("mst_initial_student", student, student.reads)
-        self._below = {special.name: lab.keep_below(special.teacher, special.layer) for special in specialised}
+        wanted = lab.frozen_logits(student)
+        learning = [masked.learning(lab.keeper) for masked in _by_teacher(specialised)]
 
-        def divergence(special: SpecialisedTeacher, batch: Batch) -> Tensor:
-            return lab.task.sample_kd(self._answer(special, batch), expressed(batch), options.temperature)
+        def divergences(batch: Batch) -> list[Tensor]:
+            z = wanted.logits(batch)
+            return [lab.task.sample_kd(said, z, options.temperature) for own in learning for said in own.logits(batch)]
 
         def step(batch: Batch, _epoch: int) -> dict[str, Tensor]:
-            losses = {special.name: divergence(special, batch).mean() for special in specialised}
-            return {"loss": torch.stack(list(losses.values())).sum(), **losses}
+            means = [divergence.mean() for divergence in divergences(batch)]
+            losses = {special.name: mean for special, mean in zip(specialised, means, strict=True)}
+            return {"loss": torch.stack(means).sum(), **losses}
 
         modules = {special.name.replace(":", "_"): special.mask for special in specialised}
-        whole = [special for special in specialised if self._below[special.name] is None]
-        reads = sorted({*expressed.reads, *(modality for special in whole for modality in special.reads)})
+        reads = reads_of([wanted, *learning])
 
         @torch.no_grad()
         def validate() -> dict[str, float]:
             totals = dict.fromkeys(modules, 0.0)
-            for batch in lab.store.in_order("val", 256, reads, lab.session.device):
-                for key, special in zip(modules, specialised, strict=True):
-                    totals[key] += float(divergence(special, batch).sum())
+            for batch in lab.store.in_order("val", EVAL_BATCH, reads, lab.session.device):
+                for key, divergence in zip(modules, divergences(batch), strict=True):
+                    totals[key] += float(divergence.sum())
             return {f"val_{key}": total / len(lab.store.splits["val"]) for key, total in totals.items()}
 
         lab.run(
@@ -214,18 +201,19 @@ class MstDistill(Method):
         )
         return specialised
 
-    def _answer(self, special: SpecialisedTeacher, batch: Batch) -> Tensor:
-        """Logits of a specialised teacher, from what was kept below its mask where that was possible."""
-        below = self._below[special.name]
-        if below is None:
-            return special(batch.inputs)
-        split, kept = below
-        return special.above(split, [table[batch.ids].to(self.lab.session.device) for table in kept])
+    def _answers(self, chosen: Sequence[Model | SpecialisedTeacher]) -> list[Answers]:
+        """The frozen teachers' logits, in the order of ``chosen``."""
+        for teacher in chosen:
+            if isinstance(teacher, SpecialisedTeacher):
+                teacher.mask.eval().requires_grad_(False)
+        specialised = [teacher for teacher in chosen if isinstance(teacher, SpecialisedTeacher)]
+        plain = [self.lab.frozen_logits(teacher) for teacher in chosen if isinstance(teacher, Model)]
+        return [*plain, *(self.lab.keeper.answers(masked.frozen) for masked in _by_teacher(specialised))]
 
     def _distill(self, student: Model, chosen: Sequence[Model | SpecialisedTeacher]) -> None:
         """Stage 3: per sample, the student learns from the teachers that the router selects."""
         lab, options = self.lab, self.options
-        frozen = [self._frozen(teacher) for teacher in chosen]
+        answers = self._answers(chosen)
         self._names = [teacher.name for teacher in chosen]
         router = self._router(len(chosen))
         # The plain mean has nothing to learn, and an optimiser or a checkpoint of nothing is refused.
@@ -233,8 +221,7 @@ class MstDistill(Method):
 
         def step(batch: Batch, epoch: int) -> dict[str, Tensor]:
             z = student(batch.inputs)
-            teachers = torch.stack([answer(batch) for answer in frozen], dim=1)
-            losses = self._routed(z, teachers, router, batch.target, epoch, batch.gather)
+            losses = self._routed(z, _stacked(answers, batch), router, batch.target, epoch, batch.gather)
             losses["task"] = lab.task.loss(z, batch.target)
             losses["loss"] = losses["loss"] + options.task_weight * losses["task"]
             return losses
@@ -251,9 +238,31 @@ class MstDistill(Method):
                 step=step,
                 validate=lambda: lab.validate(student),
                 keep_best={"student": ("val_error", "val_loss")},
-                reads=sorted({*student.reads, *(modality for answer in frozen for modality in answer.reads)}),
+                reads=reads_of([student, *answers]),
             )
         )
+        self.insights = {"teachers": self._describe(chosen, answers)}
+
+    def _describe(
+        self, chosen: Sequence[Model | SpecialisedTeacher], answers: Sequence[Answers]
+    ) -> list[dict[str, Any]]:
+        """What the report says of the teachers of stage 3: how good each is, and how often it was chosen."""
+        lab = self.lab
+        meters = [{split: lab.task.meter() for split in ("train", "val")} for _ in chosen]
+        for split in ("train", "val"):
+            for batch in lab.store.in_order(split, EVAL_BATCH, reads_of(answers), lab.session.device):
+                for meter, z in zip(meters, _stacked(answers, batch).unbind(dim=1), strict=True):
+                    meter[split].add(z, batch.target)
+        history = lab.histories["mst"]
+        return [
+            {
+                "name": teacher.name,
+                "mask_parameters": teacher.mask_parameters if isinstance(teacher, SpecialisedTeacher) else 0,
+                **{split: judged.result() for split, judged in meter.items()},
+                "use": [epoch[f"use_{teacher.name}"] for epoch in history],
+            }
+            for teacher, meter in zip(chosen, meters, strict=True)
+        ]
 
     def _router(self, teachers: int) -> nn.Module:
         torch.manual_seed(self.lab.session.seed_for("router"))
@@ -295,6 +304,17 @@ class MstDistill(Method):
         balance_weight = options.balance_weight * _decayed(options.balance_decay, epoch)
         losses["loss"] = kd_weight * kd + balance_weight * losses["balance"] + losses.get("route", 0.0)
         return losses
+
+
+def _by_teacher(specialised: Sequence[SpecialisedTeacher]) -> list[MaskedTeacher]:
+    """Neighbours of one teacher together, so that they share its pass; the order stays."""
+    groups = itertools.groupby(specialised, key=lambda special: special.teacher.name)
+    return [MaskedTeacher(list(group)) for _, group in groups]
+
+
+def _stacked(answers: Sequence[Answers], batch: Batch) -> Tensor:
+    """``(B, W, ...)`` logits of all teachers."""
+    return torch.stack([z.float() for answer in answers for z in answer(batch)], dim=1)
 
 
 def _decayed(decay: tuple[float, int], epoch: int) -> float:

@@ -69,14 +69,14 @@ class OneForAll(SingleTeacher):
 
     def train(self) -> Model:
         lab, options = self.lab, self.options
-        student, answers = lab.new_student(), self.answers()
+        student, answer = lab.new_student(), self.answers()[self.teacher]
         tap = self._tap(student)
         self.seed_helpers()
         exits = nn.ModuleList(exit_branch(shape, lab.task.num_outputs) for shape in tap.feature_shapes)
 
         def step(batch: Batch, _epoch: int) -> dict[str, Tensor]:
             logits, outputs = tap(batch.inputs)
-            teacher = answers(batch)[self.teacher]
+            teacher = answer.logits(batch)
             told = [
                 ofa_loss(answer, teacher, batch.target, options.gamma, options.temperature)
                 for answer in (logits, *(branch(output) for branch, output in zip(exits, outputs, strict=True)))
@@ -84,7 +84,7 @@ class OneForAll(SingleTeacher):
             task = lab.task.loss(logits, batch.target)
             return self.weighted({"task": task, "logits": told[0], "exits": torch.stack(told[1:]).sum()})
 
-        self.teach(student, step, {"exits": exits}, sorted(answers.reads))
+        self.teach(student, step, {"exits": exits}, answer.reads)
         return student
 
 

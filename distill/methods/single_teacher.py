@@ -9,33 +9,13 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from distill.lab import FrozenLogits, Lab
+from distill.frozen import Answers, reads_of
+from distill.lab import Lab
 from distill.methods.base import Method, Workload
 from distill.networks.registry import Model
 from distill.training.features import Batch
 from distill.training.phase import Phase
 from mst_edge.core.errors import UserError, unknown_name
-
-
-@dataclass(frozen=True)
-class Answers:
-    """Logits of frozen teachers, by name.
-
-    Attributes:
-        of: teacher to its logits.
-    """
-
-    of: Mapping[str, FrozenLogits]
-
-    @property
-    def reads(self) -> set[str]:
-        """Modalities that a batch must hold."""
-        return {modality for frozen in self.of.values() for modality in frozen.reads}
-
-    def __call__(self, batch: Batch) -> dict[str, Tensor]:
-        """``(B, ...)`` logits of every teacher."""
-        return {name: frozen(batch) for name, frozen in self.of.items()}
-
 
 Step = Callable[[Batch, int], Mapping[str, Tensor]]
 
@@ -87,11 +67,13 @@ class SingleTeacher(Method):
         raise NotImplementedError
 
     def workload(self) -> list[Workload]:
-        forward = [] if self.lab.keeps_logits else [self.teacher]
-        return [
-            *self.lone_teacher_work(),
-            Workload(self.name, self.lab.epochs.student, trained=["student"], forward=forward),
-        ]
+        return [*self.lone_teacher_work(), self.imitation_work(self.name, self.lab.epochs.student)]
+
+    def imitation_work(self, phase: str, epochs: int) -> Workload:
+        """A phase in which the student learns from the teacher's logits."""
+        reads, _ = self.lab.teachers[self.teacher]
+        forward = [] if self.lab.keeps_logits(reads) else [self.teacher]
+        return Workload(phase, epochs, trained=["student"], forward=forward)
 
     def lone_teacher_work(self) -> list[Workload]:
         """The lone training of the chosen teacher; none for the main one, which every run trains."""
@@ -114,19 +96,18 @@ class SingleTeacher(Method):
         self.imitate(student, self.answers())
         return student
 
-    def imitate(self, student: Model, answers: Answers, epochs_before: int = 0) -> None:
+    def imitate(self, student: Model, answers: Mapping[str, Answers], epochs_before: int = 0) -> None:
         """Trains the student by ``loss``; ``epochs_before`` of its budget are already used."""
 
         def step(batch: Batch, epoch: int) -> dict[str, Tensor]:
-            return self.loss(student(batch.inputs), answers(batch), batch, epoch)
+            teachers = {name: answer.logits(batch) for name, answer in answers.items()}
+            return self.loss(student(batch.inputs), teachers, batch, epoch)
 
-        self.teach(student, step, reads=sorted(answers.reads), epochs_before=epochs_before)
+        self.teach(student, step, reads=reads_of(answers.values()), epochs_before=epochs_before)
 
-    def answers(self) -> Answers:
-        """Logits of every teacher for the samples of a batch."""
-        return Answers(
-            {name: self.lab.frozen_logits(name, model, model.reads) for name, model in self.teachers().items()}
-        )
+    def answers(self) -> Mapping[str, Answers]:
+        """By teacher, its ``(B, ...)`` logits for the samples of a batch, computed once where they do not change."""
+        return {name: self.lab.frozen_logits(model) for name, model in self.teachers().items()}
 
     def teach(
         self,

@@ -14,14 +14,18 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from distill.augment import Augmentation, epoch_draws
 from distill.datasets.builder import cache_root
 from distill.datasets.spec import Dataset
 from distill.frontends import Frontend
 from distill.training.parallel import ALONE, Processes, gather_rows
-from mst_edge.core.files import atomic_path, sha256_file, sha256_json
+from mst_edge.core.cache import entry_folder, is_kept, new_entry
+from mst_edge.core.files import sha256_file
+from mst_edge.core.rows import npy_rows
 
 _BLOCK = 256
 _MOST_LOGIT_BYTES = 64 << 20
+_FEATURES = "features.npy"
 
 
 @dataclass(frozen=True)
@@ -54,16 +58,26 @@ class Batch:
 
 
 class FeatureStore:
-    """Features, targets and split ids of one dataset under given front ends."""
+    """Features, targets and split ids of one dataset under given front ends.
+
+    Training batches of modalities with an augmentation are changed at random; nothing else ever is.
+    """
 
     def __init__(
-        self, dataset: Dataset, splits: Mapping[str, NDArray[np.int64]], frontends: Mapping[str, Frontend]
+        self,
+        dataset: Dataset,
+        splits: Mapping[str, NDArray[np.int64]],
+        frontends: Mapping[str, Frontend],
+        augmentations: Mapping[str, Augmentation] | None = None,
     ) -> None:
         self.dataset = dataset
         self.splits = splits
         self.frontends = frontends
+        self._augmentations = {name: chosen for name, chosen in (augmentations or {}).items() if chosen.is_on}
+        self._folders = {name: _features(dataset, splits["train"], name, front) for name, front in frontends.items()}
         self._arrays = {
-            name: _features(dataset, splits["train"], name, frontend) for name, frontend in frontends.items()
+            name: np.load(folder / _FEATURES, mmap_mode="r", allow_pickle=False)
+            for name, folder in self._folders.items()
         }
         # What is read in place is label maps: they stay on disk, and become class numbers batch by batch.
         self._target = dataset.target
@@ -78,6 +92,14 @@ class FeatureStore:
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Feature shape of every modality."""
         return {name: frontend.feature_shape for name, frontend in self.frontends.items()}
+
+    def identity(self, modality: str) -> str:
+        """Hash of everything that a modality's features depend on: data, training ids, front end, code."""
+        return self._folders[modality].name
+
+    def augments(self, modalities: Sequence[str]) -> bool:
+        """Whether training batches of any of these modalities are changed at random."""
+        return any(name in self._augmentations for name in modalities)
 
     def target(self, split: str) -> Tensor:
         """``(samples, ...)`` targets of a split: all label maps of it, where the task is dense."""
@@ -105,7 +127,8 @@ class FeatureStore:
         accumulate: int = 1,
         skip: int = 0,
     ) -> Iterator[Batch]:
-        """One epoch in an order that ``seed`` decides; a last batch of one sample joins the one before.
+        """One epoch for training, augmented, in an order that ``seed`` decides; a last batch of one joins the one
+        before.
 
         The order is the same for any number of processes; each gets its own parts of every batch.
 
@@ -117,10 +140,26 @@ class FeatureStore:
         starts = list(range(0, len(order), batch_size))
         if len(starts) > 1 and len(order) - starts[-1] == 1:
             starts.pop()  # batch norm cannot learn from one sample
+        draws = {
+            name: epoch_draws(self._augmentations[name], seed, name, len(order))
+            for name in modalities
+            if name in self._augmentations
+        }
         for start, end in list(zip(starts, [*starts[1:], len(order)], strict=True))[skip:]:
             for part in processes.parts(start, end, accumulate):
                 batch = self.gather(order[part.start : part.end], modalities, device)
+                batch = self._augmented(batch, {name: rows[part.start : part.end] for name, rows in draws.items()})
                 yield replace(batch, weight=part.weight, rows=part.rows, ends_step=part.ends_step)
+
+    def _augmented(self, batch: Batch, draws: Mapping[str, NDArray[np.float32]]) -> Batch:
+        """The batch changed as ``draws`` say, ``(batch, draws)`` numbers per augmented modality."""
+        if not draws:
+            return batch
+        changed = {
+            name: self._augmentations[name](batch.inputs[name], torch.from_numpy(rows).to(batch.inputs[name].device))
+            for name, rows in draws.items()
+        }
+        return replace(batch, inputs={**batch.inputs, **changed})
 
     def in_order(
         self,
@@ -142,10 +181,13 @@ class FeatureStore:
                 yield replace(self.gather(ids[part.start : part.end], modalities, device), rows=part.rows)
 
 
-def _features(dataset: Dataset, train: NDArray[np.int64], name: str, frontend: Frontend) -> NDArray[Any]:
-    """Fits the front end on ``train`` and returns ``(samples, *feature_shape)``, memory-mapped.
+def _features(dataset: Dataset, train: NDArray[np.int64], name: str, frontend: Frontend) -> Path:
+    """Fits the front end on ``train`` and returns the cache's folder of ``(samples, *feature_shape)``.
 
     Kept under a key of everything they depend on: data, training ids and the front end with its constants.
+
+    Raises:
+        UserError: the disk is full.
     """
     depends_on: dict[str, object] = {
         "data": dataset.fingerprint,
@@ -155,27 +197,28 @@ def _features(dataset: Dataset, train: NDArray[np.int64], name: str, frontend: F
         # Not a version number that someone may forget to raise: the code itself.
         "code": [sha256_file(path) for path in frontend.code],
     }
-    folder = cache_root() / "features" / sha256_json(depends_on)[:16]
-    if not folder.is_dir():
-        _compute(dataset, train, name, frontend, folder)
+    folder = entry_folder(cache_root(), "features", depends_on)
+    if not is_kept(folder):
+        _compute(dataset, train, name, frontend, folder, depends_on)
     frontend.load(folder)
-    return np.load(folder / "features.npy", mmap_mode="r", allow_pickle=False)
+    return folder
 
 
 @torch.no_grad()
-def _compute(dataset: Dataset, train: NDArray[np.int64], name: str, frontend: Frontend, folder: Path) -> None:
+def _compute(
+    dataset: Dataset,
+    train: NDArray[np.int64],
+    name: str,
+    frontend: Frontend,
+    folder: Path,
+    depends_on: Mapping[str, object],
+) -> None:
     frontend.fit(_raw_blocks(dataset, name, train))
-    with atomic_path(folder) as temporary:
-        temporary.mkdir()
-        shape = (len(dataset), *frontend.feature_shape)
-        out = np.lib.format.open_memmap(
-            temporary / "features.npy", mode="w+", dtype=frontend.feature_dtype, shape=shape
-        )
-        start = 0
-        for raw in _raw_blocks(dataset, name, np.arange(len(dataset))):
-            out[start : start + len(raw)] = frontend(torch.from_numpy(frontend.host(raw))).numpy()
-            start += len(raw)
-        out.flush()
+    shape = (len(dataset), *frontend.feature_shape)
+    with new_entry(folder, f"{name} of {dataset.name}, {len(dataset)} samples", depends_on) as temporary:
+        with npy_rows(temporary / _FEATURES, shape, np.dtype(frontend.feature_dtype)) as append:
+            for raw in _raw_blocks(dataset, name, np.arange(len(dataset))):
+                append(frontend(torch.from_numpy(frontend.host(raw))).numpy())
         frontend.save(temporary)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,11 +11,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from distill.augment import Augmentation, augmentation_options
 from distill.datasets.builder import DATASETS, build_dataset
 from distill.datasets.files import FilesOptions, open_any
 from distill.datasets.spec import Dataset
 from distill.datasets.splits import SplitRule, split_dataset
-from distill.datasets.target import CLASSIFICATION
+from distill.datasets.target import CLASSIFICATION, SEGMENTATION
 from distill.frontends import Frontend, frontend_options, make_frontend
 from mst_edge.core.errors import UserError, unknown_name
 from mst_edge.core.files import atomic_path
@@ -22,17 +24,19 @@ from mst_edge.core.scoring import SCORINGS
 from mst_edge.recipe import Recipe, TeacherSection, parse_options
 from mst_edge.run_folder import RunFolder
 
+_AUGMENT = "augment"  # under modalities.<name>, beside the options of the front end
 _IMBALANCE = 3.0  # ratio of the largest to the smallest class from which class weights are used
 
 
 @dataclass(frozen=True)
 class Data:
-    """A dataset with its split and front ends."""
+    """A dataset with its split and front ends, and what is changed at random in training."""
 
     dataset: Dataset
     splits: dict[str, NDArray[np.int64]]
     frontends: dict[str, Frontend]
     frontend_options: dict[str, Any]
+    augmentations: dict[str, Augmentation]
 
     def imbalance(self) -> float | None:
         """Largest class over smallest class, in training samples or pixels; None where there are no classes."""
@@ -125,11 +129,27 @@ def prepare(recipe: Recipe, data_root: Path | None) -> Data:
     _require_modalities(recipe, dataset)
     _require_fitting_goals(recipe, dataset)
     options_by_name = {
-        name: parse_options(frontend_options(spec.kind), recipe.modalities.get(name, {}), where=f"modalities.{name}")
+        name: parse_options(frontend_options(spec.kind), _said(recipe, name), where=f"modalities.{name}")
         for name, spec in dataset.modalities.items()
     }
     frontends = {name: make_frontend(spec, options_by_name[name]) for name, spec in dataset.modalities.items()}
-    return Data(dataset, splits, frontends, options_by_name)
+    augmentations = {name: _augmentation(recipe, dataset, frontends, name) for name in dataset.modalities}
+    return Data(dataset, splits, frontends, options_by_name, augmentations)
+
+
+def _said(recipe: Recipe, modality: str) -> dict[str, Any]:
+    """What the recipe says of a front end."""
+    return {key: value for key, value in recipe.modalities.get(modality, {}).items() if key != _AUGMENT}
+
+
+def _augmentation(recipe: Recipe, dataset: Dataset, frontends: Mapping[str, Frontend], name: str) -> Augmentation:
+    where = f"modalities.{name}.{_AUGMENT}"
+    said = recipe.modalities.get(name, {}).get(_AUGMENT) or {}
+    if not isinstance(said, dict):
+        raise UserError(f"expected keys and values, received {said!r}", where=where)
+    chosen: Augmentation = parse_options(augmentation_options(dataset.modalities[name].kind), said, where=where)
+    chosen.check(frontends[name].feature_shape, where, dense=dataset.task == SEGMENTATION)
+    return chosen
 
 
 def _require_modalities(recipe: Recipe, dataset: Dataset) -> None:

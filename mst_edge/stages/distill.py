@@ -65,7 +65,7 @@ def make_lab(
     task = make_task(recipe, data)
     teachers, pretrained = _teachers(recipe, data, task)
     return Lab(
-        store=FeatureStore(data.dataset, data.splits, data.frontends),
+        store=FeatureStore(data.dataset, data.splits, data.frontends, data.augmentations),
         task=task,
         session=Session(
             folder,
@@ -84,6 +84,7 @@ def make_lab(
         pretrained=pretrained,
         optimizer=OptimizerChoice(**said.optimizer.model_dump()),
         epochs=Epochs(**said.epochs.model_dump()),
+        keep_gb=said.keep_gb,
     )
 
 

@@ -6,11 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-from distill import lab as lab_module
 from distill.methods.ofa import exit_branch
 from distill.networks.registry import Model, NetworkChoice, build_model
 from distill.suffix import split_at
-from distill.taps import FrozenFeatures, Tap, embedding_layer, maskable_layers, pooled
+from distill.taps import Tap, embedding_layer, frozen_features, maskable_layers, pooled, recomputes
 from mst_edge.core.errors import UserError
 from tests.distill.test_training import make_lab, store  # noqa: F401
 
@@ -90,16 +89,14 @@ def test_a_network_without_embedding_or_maskable_layers_is_told_with_a_fix():
             ask()
 
 
-def test_frozen_features_are_kept_below_the_limit_and_recomputed_above(store, tmp_path, monkeypatch):  # noqa: F811
-    lab = make_lab(store, tmp_path)
+def test_frozen_features_are_kept_below_the_limit_and_recomputed_above(store, tmp_path):  # noqa: F811
+    lab, poor = make_lab(store, tmp_path), make_lab(store, tmp_path, keep_gb=1e-6)
     teacher = lab.new_teacher("multimodal")
     teacher.module.eval()
     tap = Tap(teacher, ["fused", "hidden"], store.shapes, where="here")
-    kept = FrozenFeatures(lab, tap)
-    assert (kept.reads, kept.recomputed(lab, tap)) == ((), False)
-    monkeypatch.setattr(lab_module, "_MOST_KEPT_BYTES", 1000)
-    computed = FrozenFeatures(lab, tap)
-    assert (computed.reads, computed.recomputed(lab, tap)) == (("facts", "signal"), True)
+    kept, computed = frozen_features(lab, tap), frozen_features(poor, tap)
+    assert (kept.reads, recomputes(lab, tap)) == ((), False)
+    assert (computed.reads, recomputes(poor, tap)) == (("facts", "signal"), True)
     batch = _batch(lab)
     for one, other in zip(kept(batch), computed(batch), strict=True):
         assert torch.allclose(one, other, atol=1e-5)

@@ -183,14 +183,6 @@ def test_features_are_memory_mapped_and_reused(store):
     assert again._arrays["signal"].filename == store._arrays["signal"].filename
 
 
-def test_no_test_sample_is_in_a_cached_logit_table(store, tmp_path):
-    lab = make_lab(store, tmp_path)
-    teacher = lab.new_teacher("facts")
-    table = lab.cached_logits("t", teacher, teacher.reads)
-    assert torch.isnan(table[store.splits["test"]]).all()
-    assert torch.isfinite(table[store.splits["train"]]).all()
-
-
 def test_tensors_and_facts_survive_the_disk(tmp_path):
     state = {"a": {"w": torch.arange(6.0).reshape(2, 3).T, "n": torch.tensor(3)}}
     save_tensors(tmp_path / "x.safetensors", state, {"epoch": 4})

@@ -1,0 +1,145 @@
+"""The speed benchmark runs and prints its table; both of its sides compute the same losses."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+import torch
+
+from benchmarks.distill_speed import Ours, Plain, Plan, TakesTurns, main, make_store
+from benchmarks.plain_mst import PlainMst
+from distill.lab import OptimizerChoice, freeze
+from distill.masks import SpecialisedTeacher
+from distill.methods.base import METHODS
+from distill.mst_options import PAPER, MstOptions
+from distill.networks.registry import NetworkChoice
+from distill.tasks import Classification
+from tests.distill.test_training import make_lab, store  # noqa: F401
+
+SMALL = {
+    "student": (("image",), "lenet5"),
+    "multimodal": (("image", "audio"), "fusion"),
+    "audio": (("audio",), "small_cnn"),
+}
+
+
+def test_the_benchmark_prints_its_table(capfd):
+    main(
+        [
+            "--samples",
+            "16,16,16",
+            "--batch-size",
+            "8",
+            "--side",
+            "16",
+            "--repeats",
+            "1",
+            "--clock",
+            "cpu",
+            "--stages",
+            "3",
+        ],
+        SMALL,
+    )
+    first, *lines = capfd.readouterr().out.splitlines()
+    assert re.match(r"lone LeNet-5: [\d,]+ samples/s", first)
+    (row,) = [line.split("|")[1:-1] for line in lines if re.match(r"\| \d ", line)]
+    assert [cell.strip()[-2:] for cell in (row[5], row[6], row[7])] == [" s", "MB", "MB"]
+    assert len(row) == 9
+
+
+@pytest.mark.parametrize("stage", [1, 2])
+def test_both_sides_of_the_other_stages_take_turns(tmp_path, stage):
+    plan = Plan(samples=(16, 16, 16), batch_size=8, repeats=2, side=16, clock="cpu", networks=SMALL)
+    data = make_store(tmp_path / "data", plan)
+    watch = TakesTurns(16, Plain(data, plan, stage).turn, plan.now)
+    Ours(data, tmp_path / "ours", plan).stage(stage, watch)
+    assert [turn.ours > 0 and turn.plain > 0 for turn in watch.turns] == [True, True]
+
+
+@pytest.fixture
+def sides(store, tmp_path):  # noqa: F811
+    """Our method and the plain rendering on the same networks, with the same weights and masks."""
+    lab = make_lab(
+        store,
+        tmp_path,
+        student=NetworkChoice("tcn"),
+        optimizer=OptimizerChoice(lr=1e-4, schedule="constant"),
+        task=Classification(3),
+        teachers={
+            "multimodal": (("facts", "signal"), NetworkChoice("fusion", {"dropout": 0.0})),
+            "facts": (("facts",), NetworkChoice("mlp")),
+        },
+    )
+    method = METHODS.get("mst")(lab, MstOptions(**PAPER))
+    student, teachers = lab.new_student(), {name: lab.new_teacher(name) for name in lab.teachers}
+    networks = {
+        "student": (("signal",), "tcn"),
+        "multimodal": (("facts", "signal"), "fusion"),
+        "facts": (("facts",), "mlp"),
+    }
+    plain = PlainMst(store.shapes, 3, networks)
+    for name, model in (("student", student), *teachers.items()):
+        plain.models[name].module.load_state_dict(model.module.state_dict())
+        if name == "multimodal":
+            plain.models[name].module.dropout.p = 0.0
+    return lab, method, student, teachers, plain
+
+
+def _batches(lab, phase):
+    """The batches of a phase's first epoch."""
+    seed = [lab.session.seed_for(phase, "order"), 0]
+    return list(lab.store.shuffled("train", lab.session.batch_size, seed, ("facts", "signal"), torch.device("cpu")))
+
+
+def _epoch(plain, stage, batches):
+    """Mean losses of one epoch of the rendering."""
+    said = [(plain.step(stage, batch.inputs, batch.target), len(batch.ids)) for batch in batches]
+    total = sum(size for _, size in said)
+    return {name: sum(losses[name] * size for losses, size in said) / total for name in said[0][0]}
+
+
+def test_stage_one_learns_as_the_plain_rendering_does(sides):
+    lab, method, student, teachers, plain = sides
+    expected = _epoch(plain, 1, _batches(lab, "mst_collaborate"))
+    method._collaborate(student, teachers)
+    assert lab.histories["mst_collaborate"][0]["loss"] == pytest.approx(expected["loss"], rel=1e-4)
+    assert lab.histories["mst_collaborate"][0]["mutual"] == pytest.approx(expected["mutual"], rel=1e-3)
+
+
+def test_stage_two_learns_as_the_plain_rendering_does(sides):
+    lab, method, student, teachers, plain = sides
+    specialised = _same_masks(method, teachers, plain)
+    expected = _epoch(plain, 2, _batches(lab, "mst_masks"))
+    for model in (student, *teachers.values()):
+        freeze(model)
+    method._train_masks(student, specialised)
+    history = lab.histories["mst_masks"][0]
+    for special in specialised:
+        assert history[special.name] == pytest.approx(expected[special.name], rel=1e-3)
+
+
+def test_stage_three_learns_as_the_plain_rendering_does(sides):
+    lab, method, student, teachers, plain = sides
+    specialised = _same_masks(method, teachers, plain)
+    for special in (*specialised, *plain.specialised):
+        special.mask.eval()
+    for model in teachers.values():
+        freeze(model)
+    for name in teachers:
+        plain.models[name].module.eval()
+    plain.router.load_state_dict(method._router(len(specialised)).state_dict())
+    expected = _epoch(plain, 3, _batches(lab, "mst"))
+    method._distill(student, specialised)
+    history = lab.histories["mst"][0]
+    for name in ("task", "kd", "loss"):
+        assert history[name] == pytest.approx(expected[name], rel=1e-3)
+
+
+def _same_masks(method, teachers, plain) -> list[SpecialisedTeacher]:
+    specialised = method._fresh(teachers)
+    for own, other in zip(specialised, plain.specialised, strict=True):
+        assert (own.name, own.layer) == (other.name, other.layer)
+        own.mask.load_state_dict(other.mask.state_dict())
+    return specialised
