@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import onnxruntime
 import pytest
@@ -46,7 +48,8 @@ def test_maskable_layers_are_split_so_that_what_is_below_runs_once(layer):
     model = build_model("m", NetworkChoice(), {"x": (3, 17, 20)}, 5, where="student", map_size=(17, 20))
     model.module.eval()
     split, inputs = split_at(model, layer), {"x": torch.randn(2, 3, 17, 20)}
-    assert torch.allclose(split.after(split.before(inputs)), model(inputs), atol=1e-5)
+    _, kept = split.before(inputs)
+    assert torch.allclose(split.after(split.part(kept)), model(inputs), atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -166,27 +169,24 @@ def test_what_each_method_can_do():
     assert serve["ofa"] == serve["c2kd"] == {"classification"}
 
 
-def test_logits_that_would_take_too_much_memory_are_computed_again_and_are_the_same(labs, monkeypatch):
+def test_logits_that_would_take_too_much_disk_are_computed_again_and_are_the_same(labs):
     lab = labs["segmentation"]
     teacher = lab.trained_teacher("multimodal")
     batch = lab.store.gather(lab.store.splits["train"][:5], teacher.reads, lab.session.device)
-    kept = lab.frozen_logits("t", teacher, teacher.reads)
+    kept = lab.frozen_logits(teacher)
+    recomputed = dataclasses.replace(lab, keep_gb=0.0).frozen_logits(teacher)
     assert kept.reads == ()
-    monkeypatch.setattr("distill.lab._MOST_KEPT_BYTES", 1)
-    recomputed = lab.frozen_logits("t", teacher, teacher.reads)
     assert set(recomputed.reads) == {"colour", "depth"}
-    assert kept(batch).dtype == torch.float32
-    assert torch.allclose(kept(batch), recomputed(batch), atol=0.02)  # kept in float16
-    assert not recomputed(batch).requires_grad
+    (told,), (said,) = kept(batch), recomputed(batch)
+    assert torch.allclose(told.float(), said.float(), atol=0.02)  # kept in float16
+    assert not said.requires_grad
 
 
 @pytest.mark.parametrize("name", ["mst", "kd"])
-def test_methods_train_where_logits_are_not_kept(tmp_path, labs, monkeypatch, name):
-    import dataclasses
-
-    monkeypatch.setattr("distill.lab._MOST_KEPT_BYTES", 1)
+def test_methods_train_where_logits_are_not_kept(tmp_path, labs, name):
     lab = labs["segmentation"]
-    lab = dataclasses.replace(lab, session=dataclasses.replace(lab.session, folder=tmp_path), histories={}, _logits={})
+    session = dataclasses.replace(lab.session, folder=tmp_path)
+    lab = dataclasses.replace(lab, session=session, keep_gb=0.0, histories={})
     method = _method(name, lab)
     forward = [work.forward for work in method.workload() if work.phase == name]
     assert forward != [()]
