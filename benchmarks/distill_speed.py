@@ -1,9 +1,9 @@
 """Times the three stages of MST-Distill, ours against a plain rendering of the published algorithm.
 
 Both run in one process on the same data, taking turns: an epoch of ours, then a few steps of the rendering. Ours is
-what a run does, checkpoints included, validated on 32 samples; of the rendering only its training steps are counted.
-Peak memory is that of a process of its own per side. Networks are those of the AV-MNIST benchmark; the
-student sees.
+what a run does, checkpoints included, validated on 32 samples; of the rendering only its training steps are timed.
+Peak memory is that of a process of its own per side. Networks are those of the AV-MNIST benchmark, with an image
+student.
 
     python -m benchmarks.distill_speed
 
@@ -66,7 +66,7 @@ class Plan:
         side: height and width of the spectrogram; the benchmark's is 112.
     """
 
-    samples: Sequence[int] = (320, 640, 2560)
+    samples: Sequence[int] = (640, 640, 2560)
     batch_size: int = 64
     repeats: int = 5
     steps: int = 1
@@ -303,7 +303,7 @@ def main(arguments: Sequence[str] | None = None, networks: Networks = NETWORKS) 
     """Prints the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--stages", default="1,2,3", help="which to time")
-    parser.add_argument("--samples", default="320,640,2560", help="training samples of ours in stages 1, 2 and 3")
+    parser.add_argument("--samples", default="640,640,2560", help="training samples of ours in stages 1, 2 and 3")
     parser.add_argument("--repeats", type=int, default=5, help="turns per stage")
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--side", type=int, default=112, help="height and width of the spectrogram")
