@@ -187,7 +187,8 @@ class Kept:
         rows, device = self._row[ids], self._keeper.session.device
         if bool((rows < 0).any()):
             raise IndexError("no answers are kept of test samples")
-        return tuple(table[rows.to(table.device)].to(device) for table in self._tables)
+        # Copies whole rows; indexing with a tensor goes element by element.
+        return tuple(table.index_select(0, rows.to(table.device)).to(device) for table in self._tables)
 
     def _open(self) -> list[Tensor]:
         with self._keeper.session.processes.first_alone():
