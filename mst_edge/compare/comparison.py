@@ -20,7 +20,7 @@ from mst_edge.core.provenance import provenance
 from mst_edge.recipe import Recipe, require_same
 from mst_edge.report.comparison import write_files
 from mst_edge.stages.data import prepare
-from mst_edge.stages.distill import make_lab, pick_device
+from mst_edge.stages.distill import keep_identity, make_lab, pick_device
 
 _SETTINGS = "comparison.json"
 
@@ -87,6 +87,7 @@ def compare(recipe: Recipe, out: Path, options: CompareOptions, say: Callable[[s
     lab = make_lab(first, prepare(first, options.data_root), out, device, Silent())
     students = choose(options.methods, recipe, lab, with_ablations=options.ablations)
     _begin(out, {"recipe": recipe.to_dict(), "device": device.type, "vary": options.vary}, recipe)
+    keep_identity(lab, out / "teachers.json")
     known = list(lab.teachers)
     del lab  # the processes that train need the memory more
     results = [_Seed(recipe, seed, out, options, known, say).train(students) for seed in options.seeds]

@@ -203,9 +203,9 @@ def run_distill(recipe: Recipe, data: Data, run: RunFolder, lab: Lab, methods: M
     """Trains everything that is not trained yet; writes the student and the stage's record.
 
     Raises:
-        UserError: the loss is no longer finite, or a trained teacher changed since the run was begun.
+        UserError: the loss is no longer finite, or a trained teacher changed since {file.parent} was begun.
     """
-    _keep_identity(lab, run.distill / "pretrained.json")
+    keep_identity(lab, run.distill / "pretrained.json")
     models: list[dict[str, Any]] = []
     statistics: dict[str, NDArray[np.float64]] = {}
     insights: dict[str, Any] = {}
@@ -248,13 +248,13 @@ def run_distill(recipe: Recipe, data: Data, run: RunFolder, lab: Lab, methods: M
     return record
 
 
-def _keep_identity(lab: Lab, file: Path) -> None:
-    """Remembers which trained teachers the run was begun with, and refuses to go on with others."""
+def keep_identity(lab: Lab, file: Path) -> None:
+    """Remembers which trained teachers a run or comparison was begun with, and refuses to go on with others."""
     now = {name: sha256_file(teacher.weights) for name, teacher in lab.pretrained.items()}
     for name, sha256 in (read_json(file) if file.is_file() else {}).items():
         if now[name] != sha256:
             raise UserError(
-                f"{lab.pretrained[name].weights} changed since the run was begun",
+                f"{lab.pretrained[name].weights} changed since {file.parent} was begun",
                 where=f"{teacher_key(name)}.weights",
                 fix="put the old file back, or use another --out",
             )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from distill.training.phase import Silent
 from mst_edge.cli.app import app
+from mst_edge.compare.comparison import CompareOptions, compare
 from mst_edge.core.errors import UserError
 from mst_edge.recipe import load_recipe
 from mst_edge.stages.data import prepare
@@ -37,6 +39,12 @@ def _lab(recipe: Path, folder: Path):
     parsed = load_recipe(recipe)
     lab = make_lab(parsed, prepare(parsed, None), folder, torch.device("cpu"), Silent())
     return lab, checked_methods(parsed, lab)
+
+
+def _other_weights(file: Path) -> None:
+    save_file({name: value + 1 for name, value in load_file(file).items()}, file)
+    about = yaml.safe_load(file.with_suffix(".yaml").read_text())
+    file.with_suffix(".yaml").write_text(yaml.safe_dump({**about, "weights_sha256": ""}))
 
 
 @pytest.fixture(scope="module")
@@ -137,12 +145,18 @@ def test_a_run_is_not_continued_with_other_weights(second, tmp_path):
     recipe = second(distill={"method": "kd", "compare": [], "epochs": SHORT})
     _distill(recipe, tmp_path / "out")
     (tmp_path / "out" / "stages" / "distill.json").unlink()
-    weights = tmp_path / "teachers" / "multimodal.safetensors"
-    save_file({name: value + 1 for name, value in load_file(weights).items()}, weights)
-    about = yaml.safe_load(weights.with_suffix(".yaml").read_text())
-    weights.with_suffix(".yaml").write_text(yaml.safe_dump({**about, "weights_sha256": ""}))
-    with pytest.raises(UserError, match=r"teachers\.multimodal\.weights: .* changed since the run was begun"):
+    _other_weights(tmp_path / "teachers" / "multimodal.safetensors")
+    with pytest.raises(UserError, match=r"teachers\.multimodal\.weights: .* changed since .*/distill was begun"):
         _distill(recipe, tmp_path / "out", "--resume")
+
+
+def test_a_comparison_is_not_continued_with_other_weights(second, tmp_path):
+    recipe = second(distill={"method": "kd", "compare": [], "epochs": SHORT})
+    options = CompareOptions("kd", (0,), "both", ablations=False, data_root=None, device="cpu", quiet=True)
+    compare(load_recipe(recipe), tmp_path / "out", options, str)
+    _other_weights(tmp_path / "teachers" / "multimodal.safetensors")
+    with pytest.raises(UserError, match=r"teachers\.multimodal\.weights: .* changed since .*/out was begun"):
+        compare(load_recipe(recipe), tmp_path / "out", replace(options, seeds=(0, 1)), str)
 
 
 def _describe(name, change):
