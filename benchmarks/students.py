@@ -27,8 +27,10 @@ from distill.frontends import NoOptions
 from distill.networks.registry import NetworkChoice
 from distill.student import Student, StudentSpec
 from mst_edge.core.scoring import OutputSpec
+from quantize.calibration import save_calibration
 from quantize.export import export_student
-from quantize.int8_static import Int8Options, quantize_int8
+from quantize.schemes.base import Material
+from quantize.schemes.int8_static import Int8Static
 from targets.runtimes.base import Runner
 from targets.spec import Build
 from targets.target import get_target
@@ -94,7 +96,9 @@ def _candidate(spec: ModalitySpec, choice: NetworkChoice, name: str, folder: Pat
     torch.manual_seed(0)
     student = Student(StudentSpec(spec, NoOptions(), choice, OutputSpec("classification", tuple("0123456789"))))
     fp32 = export_student(student, folder / "variants" / "fp32")
-    int8 = quantize_int8(fp32, _samples(spec, 16), folder / "variants" / "int8", Int8Options())
+    samples = _samples(spec, 16)
+    calibration = save_calibration(folder / "variants" / "calibration", 16, samples.__getitem__, real=False)
+    int8 = Int8Static().make(Material(fp32, calibration), folder / "variants" / "int8")
     runtime = get_target("cpu").runtime(name)
     builds = {
         precision: runtime.build(variant, precision, 1, folder / precision)

@@ -118,7 +118,7 @@ def _recipe(dataset: Dataset, data: Path, out: Path, options: FilesOptions, stud
         *_teacher_lines(dataset, student),
         *_distill_lines(dataset),
         "quantize:",
-        "  schemes: [int8-static]",
+        "  schemes: [int8-static, int8-nncf]",
         "  calibration: {samples: 256}   # real training samples",
         "",
         "targets: [cpu]",

@@ -9,7 +9,6 @@ from typing import Any, Protocol
 
 from distill.training.parallel import ALONE, Processes, disconnect
 from distill.training.phase import Reporter
-from mst_edge.core.extras import require_modules
 from mst_edge.core.files import remove_leftovers, write_json
 from mst_edge.core.provenance import provenance
 from mst_edge.recipe import Recipe
@@ -19,6 +18,7 @@ from mst_edge.stages import deploy, variants
 from mst_edge.stages.data import prepare
 from mst_edge.stages.distill import STAGE as DISTILL
 from mst_edge.stages.distill import checked_methods, make_lab, pick_device, run_distill
+from quantize.schemes.base import require_schemes
 from targets.target import get_target
 
 
@@ -61,7 +61,7 @@ def run_recipe(recipe: Recipe, run: RunFolder, options: RunOptions, watcher: Wat
     """
     targets = [get_target(name) for name in recipe.targets]  # fail on a wrong name before training
     if options.until != "distill":
-        require_modules("onnx", "onnxscript")
+        require_schemes(recipe.quantize.schemes)
     processes = options.processes
     processes.wait()  # till all have seen the folder as it was
     if processes.first:

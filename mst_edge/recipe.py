@@ -123,13 +123,14 @@ class CalibrationSection(Section):
     """Which samples set the int8 ranges, and how."""
 
     samples: Count = 256
-    calibrator: Literal["minmax", "entropy", "percentile"] = "minmax"
+    calibrator: Literal["minmax", "percentile", "entropy", "mse"] = "minmax"
 
 
 class QuantizeSection(Section):
-    """Schemes to make beside fp32."""
+    """Schemes to make beside fp32; layers named in ``exclude`` stay in float in all of them."""
 
-    schemes: tuple[Literal["int8-static"], ...] = ("int8-static",)
+    schemes: tuple[str, ...] = ("int8-static", "int8-nncf")
+    exclude: tuple[str, ...] = ()
     calibration: CalibrationSection = CalibrationSection()
 
 

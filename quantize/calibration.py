@@ -1,7 +1,9 @@
-"""Calibration samples: real, from the training split, every class represented, chosen by a seed."""
+"""Calibration samples: real, from the training split, every class represented, chosen by a seed, read in portions."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,38 +12,89 @@ from numpy.typing import NDArray
 
 from distill.datasets.spec import Dataset
 from mst_edge.core.errors import UserError
-from mst_edge.core.files import atomic_path
+from mst_edge.core.files import atomic_path, read_json, write_json
 
-CALIBRATION = "calibration.npz"
+FOLDER = "calibration"
+_SAMPLES, _ABOUT = "inputs.npy", "calibration.json"
+_AT_ONCE = 256
 
 
-def choose(dataset: Dataset, train: NDArray[np.int64], count: int, seed: int) -> NDArray[np.int64]:
-    """Sorted ids of ``count`` training samples, dealt round robin over the classes where samples have one."""
+@dataclass(frozen=True)
+class Calibration:
+    """Samples on disk, as the graph takes them: any device can repeat a calibration with them.
+
+    Attributes:
+        folder: holds ``inputs.npy`` ``(count, *shape)`` and ``calibration.json``.
+        real: whether they were recorded. With random ones, ranges are wrong and so is every accuracy.
+    """
+
+    folder: Path
+    real: bool = True
+
+    @property
+    def inputs(self) -> NDArray[Any]:
+        """``(count, *shape)``, memory-mapped."""
+        return np.load(self.folder / _SAMPLES, mmap_mode="r", allow_pickle=False)
+
+    def __len__(self) -> int:
+        return len(self.inputs)
+
+    def batches(self, size: int) -> Iterator[NDArray[Any]]:
+        """The samples in portions of ``size``, in their order; the last one may be smaller."""
+        inputs = self.inputs
+        for start in range(0, len(inputs), size):
+            yield np.ascontiguousarray(inputs[start : start + size])
+
+
+def choose(dataset: Dataset, ids: NDArray[np.int64], count: int, seed: int) -> NDArray[np.int64]:
+    """Sorted ids of ``count`` of the samples ``ids``, dealt round robin over the classes where samples have one."""
     rng = np.random.default_rng([seed, 3])
-    strata = dataset.strata[train]
-    by_class = [list(rng.permutation(train[strata == label])) for label in range(int(strata.max()) + 1)]
+    strata = dataset.strata[ids]
+    by_class = [list(rng.permutation(ids[strata == label])) for label in range(int(strata.max()) + 1)]
     chosen: list[int] = []
-    while len(chosen) < min(count, len(train)):
+    while len(chosen) < min(count, len(ids)):
         for members in by_class:
             if members and len(chosen) < count:
                 chosen.append(int(members.pop()))
     return np.sort(np.array(chosen, dtype=np.int64))
 
 
-def save(path: Path, ids: NDArray[np.int64], samples: NDArray[Any]) -> None:
-    """Keeps the samples, as the graph takes them, with the variants: any device can repeat the calibration."""
-    with atomic_path(path) as temporary, temporary.open("wb") as file:
-        np.savez_compressed(file, ids=ids, samples=samples)
+def save_calibration(
+    folder: Path,
+    count: int,
+    read: Callable[[slice], NDArray[Any]],
+    *,
+    real: bool = True,
+    about: dict[str, Any] | None = None,
+) -> Calibration:
+    """Writes samples to ``folder`` in portions, so that memory does not grow with their number.
+
+    Args:
+        read: gives samples of a slice as the graph takes them.
+        about: where they come from, kept beside them.
+    """
+    with atomic_path(folder) as temporary:
+        temporary.mkdir()
+        first = read(slice(0, 1))
+        shape = (count, *first.shape[1:])
+        out = np.lib.format.open_memmap(temporary / _SAMPLES, mode="w+", dtype=first.dtype, shape=shape)
+        for start in range(0, count, _AT_ONCE):
+            portion = slice(start, min(count, start + _AT_ONCE))
+            out[portion] = read(portion)
+        out.flush()
+        write_json(temporary / _ABOUT, {"real": real, "samples": count, **(about or {})})
+    return Calibration(folder, real)
 
 
-def load(path: Path) -> NDArray[Any]:
-    """``(count, *shape)`` calibration samples.
+def load_calibration(folder: Path) -> Calibration:
+    """Opens what ``save_calibration`` wrote.
 
     Raises:
-        UserError: the file is missing or not what ``save`` writes.
+        UserError: a file is missing or is something else.
     """
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            return archive["samples"]
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"not a calibration file ({error})", where=path) from None
+        calibration = Calibration(folder, bool(read_json(folder / _ABOUT)["real"]))
+        len(calibration)
+    except (OSError, ValueError, KeyError, EOFError) as error:
+        raise UserError(f"holds no calibration samples ({error})", where=folder) from None
+    return calibration

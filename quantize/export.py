@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import logging
 import warnings
 from collections.abc import Iterator
@@ -43,12 +44,15 @@ def export_student(student: Student, folder: Path) -> Variant:
     model = program.model_proto
     answer_nodes = tuple(_nodes_of("answer", model))
     float_nodes = (*front_end_nodes(model), *answer_nodes)
+    modules = _modules(model)
     _strip(model)
     onnx.checker.check_model(model, full_check=True)
     with atomic_path(folder) as temporary:
         temporary.mkdir()
         onnx.save(model, temporary / MODEL)
-    variant = Variant("fp32", "fp32", "torch", folder, spec, student.spec.output, OPSET, float_nodes, answer_nodes)
+    variant = Variant(
+        "fp32", "fp32", "fp32", "torch", folder, spec, student.spec.output, OPSET, float_nodes, answer_nodes, modules
+    )
     variant.save()
     return variant
 
@@ -71,9 +75,21 @@ def _nodes_of(module: str, model: onnx.ModelProto) -> Iterator[str]:
     return (node.name for node in model.graph.node if _is_in(module, node))
 
 
+def _modules(model: onnx.ModelProto) -> dict[str, str]:
+    """Dotted path of the innermost torch module that each node comes from."""
+    paths = {node.name: _scopes(node)[:-1] for node in model.graph.node}
+    return {name: path[-1] for name, path in paths.items() if path and path[-1]}
+
+
+def _scopes(node: onnx.NodeProto) -> list[str]:
+    """Paths of the modules that a node lies in, the outermost first, and its operator last."""
+    said = next((entry.value for entry in node.metadata_props if entry.key == _SCOPES), "[]")
+    scopes: list[str] = ast.literal_eval(said)
+    return scopes
+
+
 def _is_in(module: str, node: onnx.NodeProto) -> bool:
-    scopes = next((entry.value for entry in node.metadata_props if entry.key == _SCOPES), "")
-    return f"'{module}'" in scopes
+    return module in _scopes(node)
 
 
 def _strip(model: onnx.ModelProto) -> None:

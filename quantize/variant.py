@@ -13,6 +13,11 @@ from mst_edge.core.scoring import OutputSpec
 MODEL, SIDECAR = "model.onnx", "variant.json"
 
 
+def is_float(precision: str) -> bool:
+    """Whether no weight or activation is an integer."""
+    return not precision.startswith(("int", "w"))
+
+
 @dataclass(frozen=True)
 class InputSpec:
     """The graph's one input, as a device delivers it; ``shape`` without the batch axis."""
@@ -30,17 +35,21 @@ class Variant:
 
     Attributes:
         name: folder name, unique in a run.
-        scheme: ``fp32`` or ``int8-static``.
+        scheme: ``fp32``, or the name of the scheme that made it.
+        precision: what the network's arithmetic is done in: fp32, fp16, int8; w8 or w4 where weights alone are
+            integers.
         backend: the library that made it.
         folder: holds ``model.onnx`` and ``variant.json``.
         output: what the graph's one output means.
         float_nodes: names of the nodes that stay in float32: the front end, and ``answer_nodes``.
         answer_nodes: names of the nodes after the network, which bring numbers to their own units.
+        modules: node name to dotted path of the torch module that it comes from, where that is known.
         facts: how it was made (options, calibration).
     """
 
     name: str
     scheme: str
+    precision: str
     backend: str
     folder: Path
     input: InputSpec
@@ -48,6 +57,7 @@ class Variant:
     opset: int
     float_nodes: tuple[str, ...] = ()
     answer_nodes: tuple[str, ...] = ()
+    modules: dict[str, str] = field(default_factory=dict)
     facts: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -58,7 +68,7 @@ class Variant:
     @property
     def is_float(self) -> bool:
         """Whether no weight or activation is an integer."""
-        return not self.scheme.startswith("int")
+        return is_float(self.precision)
 
     def save(self) -> None:
         """Writes the sidecar beside the model."""

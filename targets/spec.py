@@ -8,6 +8,7 @@ from typing import Any
 
 from mst_edge.core.errors import UserError
 from mst_edge.core.files import read_json, write_json
+from quantize.variant import is_float
 
 BUILD_FILE = "build.json"
 
@@ -42,8 +43,9 @@ class Build:
     """A variant compiled for a target by one of its runtimes.
 
     Attributes:
-        id: ``<runtime>-<precision>``, or with the variant's name where that differs from the precision.
-        precision: what the network's arithmetic is done in: fp32, bf16, int8.
+        id: ``<runtime>-<label>``: the variant's name, or what it is run in where the runtime changes that.
+        precision: what the network's arithmetic is done in: fp32, fp16, bf16, int8, int8-bf16 (what is not int8 is
+            bf16); w8 or w4 where weights alone are integers.
         folder: holds the model file and ``build.json``.
         model: file name inside ``folder``.
         options: what the runtime is opened with.
@@ -62,7 +64,7 @@ class Build:
     @property
     def is_float(self) -> bool:
         """Whether no weight or activation is an integer."""
-        return not self.precision.startswith("int")
+        return is_float(self.precision)
 
     @property
     def model_path(self) -> Path:

@@ -57,7 +57,7 @@ class Target:
                 continue
             for variant in variants:
                 for precision in runtime.precisions(variant):
-                    label = precision if precision != variant.scheme.split("-")[0] else variant.name
+                    label = runtime.label(variant, precision)
                     yield runtime.build(variant, precision, threads, folder / f"{name}-{label}")
 
     def load(self, build: Build) -> Runner:

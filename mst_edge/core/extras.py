@@ -18,6 +18,7 @@ EXTRA_OF: Mapping[str, str] = {
     "timm": "networks",
     "onnx": "quantize",
     "onnxscript": "quantize",
+    "nncf": "quantize",
     "openvino": "openvino",
     "av": "video",
 }

@@ -36,10 +36,11 @@ PARITY_SAMPLES = 64
 # Reference outputs of a bundle: label maps are large.
 _MOST_REFERENCE_BYTES = 4 << 20
 # Largest difference of outputs from the torch student, as a share of the outputs' spread (standard
-# deviation): rounding of float32; 8 bits of mantissa in bf16; 256 levels per tensor in int8.
-PARITY_LIMITS = {"fp32": 1e-3, "bf16": 0.25, "int8": 1.5}
+# deviation): rounding of float32; 11 bits of mantissa in fp16, 8 in bf16; 256 levels per tensor in int8; 255 or 15
+# levels per block of weights in w8 and w4.
+PARITY_LIMITS = {"fp32": 1e-3, "fp16": 0.05, "bf16": 0.25, "int8": 1.5, "int8-bf16": 1.5, "w8": 0.25, "w4": 1.5}
 # What another device may differ from this one's outputs, on the same scale.
-DEVICE_LIMITS = {"fp32": 1e-3, "bf16": 0.25, "int8": 0.5}
+DEVICE_LIMITS = {"fp32": 1e-3, "fp16": 0.05, "bf16": 0.25, "int8": 0.5, "int8-bf16": 0.5, "w8": 0.05, "w4": 0.05}
 
 
 class DeployWatcher(Protocol):

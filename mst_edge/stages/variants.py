@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from distill.student import load_student, student_outputs
+from distill.student import Student, load_student, student_outputs
 from mst_edge.core.scoring import collect, scoring_of
 from mst_edge.recipe import Recipe
 from mst_edge.run_folder import RunFolder
 from mst_edge.stages.data import Data, save_evaluation
 from mst_edge.stages.distill import save_predictions
-from quantize import calibration
+from quantize.calibration import FOLDER, Calibration, choose, save_calibration
 from quantize.export import export_student
-from quantize.int8_static import Int8Options, quantize_int8
+from quantize.schemes.base import SCHEMES, Material, UnfitError
 from quantize.variant import Variant, load_variant
 
 STAGE = "variants"
@@ -29,18 +31,50 @@ def run_variants(recipe: Recipe, data: Data, run: RunFolder) -> dict[str, Any]:
     inputs = np.load(run.evaluation / "inputs.npy", mmap_mode="r", allow_pickle=False)
     few = _DENSE_BATCH if student.spec.map_size else _BATCH
     save_predictions(run, collect(student_outputs(student, inputs, few), scoring_of(student.spec.output)))
-    made = [export_student(student, run.variants / "fp32")]
-    chosen = recipe.quantize.calibration
-    ids = calibration.choose(data.dataset, data.splits["train"], chosen.samples, recipe.seed)
-    samples_file = run.variants / calibration.CALIBRATION
-    calibration.save(samples_file, ids, student.frontend.host(data.dataset.read(modality, ids)))
-    for scheme in recipe.quantize.schemes:
-        assert scheme == "int8-static"
-        samples = calibration.load(samples_file)
-        made.append(quantize_int8(made[0], samples, run.variants / "int8", Int8Options(chosen.calibrator)))
-    record = {"variants": [_row(variant) for variant in made], "calibration_samples": len(ids)}
+    said = recipe.quantize
+    ids = choose(data.dataset, data.splits["train"], said.calibration.samples, recipe.seed)
+    material = Material(
+        source=export_student(student, run.variants / "fp32"),
+        calibration=_keep(run, data, student, ids),
+        calibrator=said.calibration.calibrator,
+        exclude=said.exclude,
+    )
+    made, skipped = make_variants(material, said.schemes, run)
+    record = {
+        "variants": [_row(variant) for variant in [material.source, *made]],
+        "skipped": skipped,
+        "calibration_samples": len(ids),
+    }
     run.finish_stage(STAGE, record)
     return record
+
+
+def make_variants(
+    material: Material, schemes: Sequence[str], run: RunFolder
+) -> tuple[list[Variant], list[dict[str, str]]]:
+    """A variant per scheme; schemes that do nothing for this model are skipped, with the reason.
+
+    Raises:
+        UserError: an unknown scheme or layer, or a library that is missing.
+    """
+    made, skipped = [], []
+    for name in schemes:
+        scheme = SCHEMES.get(name, where="quantize.schemes")()
+        try:
+            made.append(scheme.make(material, run.variants / scheme.folder))
+        except UnfitError as error:
+            skipped.append({"id": name, "reason": error.problem})
+    return made, skipped
+
+
+def _keep(run: RunFolder, data: Data, student: Student, ids: NDArray[np.int64]) -> Calibration:
+    """Calibration samples as the graph takes them."""
+    modality = student.spec.modality.name
+
+    def read(portion: slice) -> NDArray[Any]:
+        return student.frontend.host(data.dataset.read(modality, ids[portion]))
+
+    return save_calibration(run.variants / FOLDER, len(ids), read, about={"ids": ids.tolist()})
 
 
 def load_variants(run: RunFolder, record: dict[str, Any]) -> list[Variant]:
@@ -52,9 +86,10 @@ def _row(variant: Variant) -> dict[str, Any]:
     return {
         "name": variant.name,
         "scheme": variant.scheme,
+        "precision": variant.precision,
         "backend": variant.backend,
         "opset": variant.opset,
         "size_bytes": variant.model.stat().st_size,
         "float_nodes": len(variant.float_nodes),
-        "facts": variant.facts,
+        "facts": {key: value for key, value in variant.facts.items() if key != "ranges"},
     }

@@ -17,6 +17,8 @@ from mst_edge.core.files import atomic_path
 from quantize.variant import Variant
 from targets.spec import Build, Probe
 
+_WITH_BF16 = {"fp32": "bf16", "int8": "int8-bf16"}
+
 
 class Runtime(ABC):
     """One inference engine on one target."""
@@ -33,12 +35,17 @@ class Runtime(ABC):
     def precisions(self, variant: Variant) -> tuple[str, ...]:
         """In which precisions this runtime can run ``variant`` here; empty if in none."""
         probe = self.probe()
-        native = variant.scheme.split("-")[0]
-        if not probe.available or native not in probe.precisions:
+        if not probe.available or variant.precision not in probe.precisions:
             return ()
-        # bf16 is no file of its own here: it is a way to run the float file.
-        extra = ("bf16",) if native == "fp32" and "bf16" in probe.precisions else ()
-        return (native, *extra)
+        # bf16 is no file of its own: it is a way to run what is float in a file.
+        faster = _WITH_BF16.get(variant.precision)
+        return (variant.precision, *([faster] if faster in probe.precisions else []))
+
+    def label(self, variant: Variant, precision: str) -> str:
+        """What tells builds of this runtime apart."""
+        if precision == variant.precision:
+            return variant.name
+        return precision if variant.name == variant.precision else f"{variant.name}-bf16"
 
     def build(self, variant: Variant, precision: str, threads: int, folder: Path) -> Build:
         """Compiles ``variant`` into ``folder``.
@@ -48,14 +55,12 @@ class Runtime(ABC):
         """
         if precision not in self.precisions(variant):
             raise UserError(f"{self.name} cannot run variant {variant.name} in {precision} here")
-        native = variant.scheme.split("-")[0]
-        label = precision if variant.name == native or precision != native else variant.name
         start = time.perf_counter_ns()
         with atomic_path(folder) as temporary:
             temporary.mkdir()
             model, options = self._build(variant, precision, temporary)
         build = Build(
-            id=f"{self.name}-{label}",
+            id=f"{self.name}-{self.label(variant, precision)}",
             target=self.target,
             runtime=self.name,
             precision=precision,

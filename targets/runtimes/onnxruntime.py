@@ -1,4 +1,4 @@
-"""ONNX Runtime on the CPU: fp32 and int8. Its CPU provider has no bf16 kernels for the operators used here."""
+"""ONNX Runtime on the CPU. Its CPU provider has no bf16 kernels for the operators used here."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class OnnxRuntime(EngineRuntime):
     def _probe(self) -> Probe:
         if not self.engine.installed():
             return Probe(False, reason="onnxruntime is not installed (pip install onnxruntime)")
-        return Probe(True, self._version(), ("fp32", "int8"))
+        return Probe(True, self._version(), ("fp32", "fp16", "int8", "w8", "w4"))
 
     def _build(self, variant: Variant, precision: str, folder: Path) -> tuple[str, Mapping[str, Any]]:
         shutil.copyfile(variant.model, folder / MODEL)

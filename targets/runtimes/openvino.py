@@ -1,4 +1,4 @@
-"""OpenVINO on the CPU: fp32, int8, and bf16 where the CPU has it, with the front end kept in f32."""
+"""OpenVINO on the CPU: floats and integers, and bf16 where the CPU has it, with the front end kept in f32."""
 
 from __future__ import annotations
 
@@ -15,7 +15,9 @@ from targets.spec import Probe
 
 _MODEL = "model.xml"
 _MOVING = {"Reshape", "Transpose"}
-_HINTS = {"fp32": "f32", "int8": "f32", "bf16": "bf16"}
+# fp16 names the file; x86 computes it in f32.
+_HINTS = {"fp32": "f32", "fp16": "f32", "int8": "f32", "w8": "f32", "w4": "f32", "bf16": "bf16", "int8-bf16": "bf16"}
+_IN_BF16 = ("bf16", "int8-bf16")
 
 
 class OpenVino(EngineRuntime):
@@ -28,7 +30,7 @@ class OpenVino(EngineRuntime):
         if not self.engine.installed():
             return Probe(False, reason="openvino is not installed (pip install 'mst-edge[openvino]')")
         has_bf16 = bool({"bf16", "amx_bf16"} & set(this_machine().isa))
-        return Probe(True, self._version(), ("fp32", "int8", *(("bf16",) if has_bf16 else ())))
+        return Probe(True, self._version(), tuple(p for p in _HINTS if has_bf16 or p not in _IN_BF16))
 
     def _build(self, variant: Variant, precision: str, folder: Path) -> tuple[str, Mapping[str, Any]]:
         import openvino
@@ -36,7 +38,7 @@ class OpenVino(EngineRuntime):
         model = openvino.Core().read_model(variant.model)
         openvino.save_model(model, folder / _MODEL, compress_to_fp16=False)
         options = {"precision": _HINTS[precision]}
-        if precision == "bf16":
+        if precision in _IN_BF16:
             path = folder / _MODEL
             path.write_text(keep_in_f32(path.read_text(encoding="utf-8"), variant.float_nodes), encoding="utf-8")
             self._require_f32(path, options, variant.float_nodes)

@@ -24,8 +24,8 @@ from distill.training.phase import Session
 from mst_edge.core.errors import UserError
 from mst_edge.core.scoring import OutputSpec
 from quantize.export import export_student
-from quantize.int8_static import Int8Options, quantize_int8
 from tests.conftest import write_label_maps, write_numbers
+from tests.quantizing import quantized
 
 
 @pytest.mark.parametrize("size", [(4, 4), (7, 30), (33, 17), (64, 64)])
@@ -88,7 +88,7 @@ def test_a_map_is_exported_exactly_and_quantized_closely(tmp_path):
     variant = export_student(student, tmp_path / "fp32")
     expected = student(torch.from_numpy(raw)).detach().numpy()
     assert np.abs(_run(variant, raw) - expected).max() < 1e-4
-    int8 = quantize_int8(variant, raw, tmp_path / "int8", Int8Options())
+    int8 = quantized(variant, raw, tmp_path / "int8")
     assert int8.output == MAP
     found = _run(int8, raw)
     assert 0 < np.abs(found - expected).max() < expected.std()
@@ -105,7 +105,7 @@ def test_numbers_leave_the_exported_graph_in_their_units_and_eight_bits_spare_th
     expected = standardised * (0.1, 5000) + (300, 0)
     variant = export_student(student, tmp_path / "fp32")
     assert np.abs((_run(variant, raw) - expected) / (0.1, 5000)).max() < 2e-3  # float32 at 300, in tenths
-    int8 = quantize_int8(variant, raw, tmp_path / "int8", Int8Options())
+    int8 = quantized(variant, raw, tmp_path / "int8")
     # In eight bits of 0 .. 300 a step would be more than ten deviations.
     assert np.abs((_run(int8, raw) - expected) / (0.1, 5000)).max() < 0.1
 

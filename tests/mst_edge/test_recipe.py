@@ -56,7 +56,7 @@ def test_a_resolved_recipe_loads_to_itself(tmp_path):
         ({"name": "a/b"}, "name: "),
         ({"targets": []}, "targets"),
         ({"seed": -1}, "seed"),
-        ({"quantize": {"schemes": ["int4"]}}, "quantize.schemes"),
+        ({"quantize": {"schemes": "int4"}}, "quantize.schemes"),
     ],
 )
 def test_what_is_wrong_is_told_with_its_key(tmp_path, change, says):

@@ -16,11 +16,11 @@ from distill.student import Student, StudentSpec, load_student, save_student, st
 from mst_edge.core.errors import UserError
 from mst_edge.core.machine import Machine
 from mst_edge.core.scoring import OutputSpec
-from quantize import calibration, int8_static
+from quantize import calibration, qdq
 from quantize.export import export_student
-from quantize.int8_static import Int8Options, quantize_int8
 from quantize.variant import load_variant
 from tests.conftest import write_arrays
+from tests.quantizing import quantized
 
 AUDIO = ModalitySpec("audio", Kind.AUDIO, (4000,), "int16", 8000)
 IMAGE = ModalitySpec("image", Kind.IMAGE, (28, 28), "uint8")
@@ -138,7 +138,7 @@ def test_a_model_that_was_changed_is_refused(tmp_path):
 def test_int8_is_close_and_smaller_and_keeps_the_front_end_in_float(exported, tmp_path):
     student, variant = exported
     samples = raw_samples(student.spec.modality, 64)
-    int8 = quantize_int8(variant, samples, tmp_path / "int8", Int8Options(reduce_range=False))
+    int8 = quantized(variant, samples, tmp_path / "int8")
     raw = raw_samples(student.spec.modality, 50, seed=2)
     exact, coarse = _run(variant, raw), _run(int8, raw)
     # The loudest sample may lie beyond what calibration saw: the mean tells, not the largest.
@@ -161,7 +161,7 @@ def test_int8_refuses_a_quantized_front_end(exported):
     model.graph.node.insert(0, onnx.helper.make_node("DequantizeLinear", ["q", "s"], [name]))
     reading = next(node for node in model.graph.node if name in node.input)
     with pytest.raises(RuntimeError, match="was quantized"):
-        int8_static._require_float_front_end(model, (reading.name,))
+        qdq.require_float(model, (reading.name,))
 
 
 @pytest.mark.parametrize(
@@ -175,8 +175,8 @@ def test_int8_refuses_a_quantized_front_end(exported):
     ],
 )
 def test_seven_bit_weights_are_used_where_sums_could_saturate(monkeypatch, arch, isa, reduced):
-    monkeypatch.setattr(int8_static, "this_machine", lambda: Machine("Linux", arch, "x", isa, 2, 1, ""))
-    assert int8_static._needs_reduced_range() is reduced
+    monkeypatch.setattr(qdq, "this_machine", lambda: Machine("Linux", arch, "x", isa, 2, 1, ""))
+    assert qdq.needs_reduced_range() is reduced
 
 
 def test_calibration_takes_every_class_from_training_samples_alone(tmp_path):
@@ -202,11 +202,14 @@ def test_calibration_takes_all_of_a_rare_class(tmp_path):
 def test_calibration_samples_are_kept_as_the_graph_takes_them(tmp_path):
     dataset = open_arrays(write_arrays(tmp_path / "d"))
     ids = np.array([3, 5])
-    calibration.save(tmp_path / "c.npz", ids, dataset.read("signal", ids))
-    assert np.array_equal(calibration.load(tmp_path / "c.npz"), dataset.read("signal", ids))
-    (tmp_path / "c.npz").write_bytes(b"no")
-    with pytest.raises(UserError, match="not a calibration file"):
-        calibration.load(tmp_path / "c.npz")
+    calibration.save_calibration(tmp_path / "c", 2, lambda portion: dataset.read("signal", ids[portion]))
+    kept = calibration.load_calibration(tmp_path / "c")
+    assert kept.real
+    assert np.array_equal(kept.inputs, dataset.read("signal", ids))
+    assert [len(batch) for batch in kept.batches(1)] == [1, 1]
+    (tmp_path / "c" / "inputs.npy").write_bytes(b"no")
+    with pytest.raises(UserError, match="holds no calibration samples"):
+        calibration.load_calibration(tmp_path / "c")
 
 
 def test_a_student_survives_the_disk(tmp_path):

@@ -11,9 +11,9 @@ import pytest
 from distill.datasets.spec import Kind, ModalitySpec
 from distill.student import Student
 from quantize.export import export_student
-from quantize.int8_static import Int8Options, quantize_int8
 from quantize.variant import Variant
 from tests.quantize.test_export_and_int8 import AUDIO, IMAGE, SIGNAL, answers, make_student, raw_samples
+from tests.quantizing import quantized
 
 TINY_PHOTO = ModalitySpec("photo", Kind.IMAGE, (32, 64, 3), "uint8")
 CLIP = ModalitySpec("clip", Kind.VIDEO, (9, 16, 24, 3), "uint8")
@@ -68,7 +68,7 @@ def test_the_graph_computes_no_shapes_as_it_runs(exported):
 def test_int8_is_close_on_both_runtimes(exported, tmp_path):
     student, variant = exported
     samples = raw_samples(student.spec.modality, 16)
-    int8 = quantize_int8(variant, samples, tmp_path / "int8", Int8Options(reduce_range=False))
+    int8 = quantized(variant, samples, tmp_path / "int8")
     exact = _onnxruntime(variant, samples)
     for run in (_onnxruntime, _openvino):
         assert np.abs(run(int8, samples) - exact).mean() < 0.15 * exact.std()

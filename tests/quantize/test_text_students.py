@@ -16,8 +16,8 @@ from distill.student import Student, StudentSpec, load_student, save_student
 from mst_edge.core.errors import UserError
 from mst_edge.core.scoring import OutputSpec
 from quantize.export import export_student
-from quantize.int8_static import Int8Options, quantize_int8
 from tests.quantize.test_export_and_int8 import answers
+from tests.quantizing import quantized
 from tests.texts import make_texts
 
 SPEC = ModalitySpec("text", Kind.TEXT, (), "<U60")
@@ -56,10 +56,10 @@ def test_the_graph_computes_no_shapes_as_it_runs(exported):
 
 def test_int8_keeps_the_logits_and_packs_the_embeddings(exported, tmp_path):
     _, variant, ids = exported
-    quantized = quantize_int8(variant, ids, tmp_path / "int8", Int8Options())
+    int8 = quantized(variant, ids, tmp_path / "int8")
     wanted = _run(variant, ids)
-    assert np.abs(_run(quantized, ids) - wanted).max() < 0.3 * wanted.std()
-    tables = [numpy_helper.to_array(tensor) for tensor in onnx.load(quantized.model).graph.initializer]
+    assert np.abs(_run(int8, ids) - wanted).max() < 0.3 * wanted.std()
+    tables = [numpy_helper.to_array(tensor) for tensor in onnx.load(int8.model).graph.initializer]
     vocabulary = exported[0].spec.tokenizer.vocabulary
     (embedding,) = (table for table in tables if table.ndim == 2 and len(table) == vocabulary)
     assert embedding.itemsize == 1

@@ -9,15 +9,15 @@ import pytest
 from distill.datasets.spec import Kind, ModalitySpec
 from mst_edge.core.errors import UserError
 from quantize.export import export_student
-from quantize.int8_static import Int8Options, quantize_int8
 from targets.runtimes import openvino as openvino_runtime
 from targets.runtimes.openvino import keep_in_f32
 from targets.spec import Build, load_build
 from targets.target import Skipped, get_target, target_names
 from tests.quantize.test_export_and_int8 import AUDIO, IMAGE, answers, make_student, raw_samples
+from tests.quantizing import quantized
 
 RUNTIMES = [(target, runtime) for target in target_names() for runtime in get_target(target).spec.runtimes]
-LIMITS = {"fp32": 1e-3, "bf16": 0.1, "int8": 0.5}
+LIMITS = {"fp32": 1e-3, "bf16": 0.1, "int8": 0.5, "int8-bf16": 0.5}
 
 
 @pytest.fixture(scope="module", params=[(AUDIO, "ds_cnn"), (IMAGE, "lenet5")], ids=["audio", "image"])
@@ -26,7 +26,7 @@ def variants(request, tmp_path_factory):
     student = make_student(spec, network)
     folder = tmp_path_factory.mktemp("variants")
     fp32 = export_student(student, folder / "fp32")
-    int8 = quantize_int8(fp32, raw_samples(spec, 64), folder / "int8", Int8Options())
+    int8 = quantized(fp32, raw_samples(spec, 64), folder / "int8")
     return student, [fp32, int8]
 
 

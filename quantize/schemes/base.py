@@ -1,0 +1,141 @@
+"""What a scheme is: a name, a library that does the work, and one method that writes an ONNX file."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import onnx
+
+from mst_edge.core.errors import UserError
+from mst_edge.core.extras import require_modules
+from mst_edge.core.files import atomic_path
+from mst_edge.core.registry import Registry
+from quantize.calibration import Calibration
+from quantize.layers import Layer, layers_of, nodes_of
+from quantize.qdq import require_float
+from quantize.ranges import Calibrator
+from quantize.variant import MODEL, Variant
+
+
+@dataclass(frozen=True)
+class Material:
+    """What schemes work from.
+
+    Attributes:
+        source: the fp32 variant.
+        calibration: real samples, or loudly marked random ones.
+        calibrator: how ONNX Runtime's static scheme turns what it sees into ranges.
+        exclude: names of layers that stay in float.
+    """
+
+    source: Variant
+    calibration: Calibration
+    calibrator: Calibrator = "minmax"
+    exclude: tuple[str, ...] = ()
+
+    def model(self) -> onnx.ModelProto:
+        """The source's graph."""
+        return onnx.load(self.source.model)
+
+    def layers(self, model: onnx.ModelProto) -> list[Layer]:
+        """Layers of the graph, by the names that ``exclude`` uses."""
+        return layers_of(model, self.source.modules, self.source.float_nodes)
+
+    def kept(self, model: onnx.ModelProto) -> tuple[str, ...]:
+        """Nodes that stay in float: front end, answer, and the excluded layers.
+
+        Raises:
+            UserError: an excluded layer that is not there.
+        """
+        return (*self.source.float_nodes, *nodes_of(self.layers(model), self.exclude, "quantize.exclude"))
+
+
+class UnfitError(UserError):
+    """A scheme that does nothing for a model; the message says why."""
+
+
+class Scheme(ABC):
+    """One way to make a smaller or faster variant of an fp32 graph.
+
+    Attributes:
+        precision: what the network's arithmetic is done in, and ``w4`` or ``w8`` where weights alone are integers.
+        backend: the library that does the work.
+        modules: importable names that it needs beyond the ``quantize`` extra's own.
+        uses_samples: whether it looks at calibration samples.
+        summary: for tables: what it does.
+        folder: name of its variant's folder.
+    """
+
+    name: ClassVar[str]
+    precision: ClassVar[str]
+    backend: ClassVar[str]
+    modules: ClassVar[tuple[str, ...]] = ()
+    uses_samples: ClassVar[bool] = True
+    summary: ClassVar[str]
+    folder: ClassVar[str]
+
+    def __init_subclass__(cls) -> None:
+        if "folder" not in vars(cls) and "name" in vars(cls):
+            cls.folder = cls.name
+
+    def make(self, material: Material, folder: Path) -> Variant:
+        """Writes the variant into ``folder``.
+
+        Raises:
+            UnfitError: the model has nothing that this scheme works on.
+            UserError: a library is missing, or an excluded layer is not there.
+        """
+        require_modules(*self.modules)
+        source = material.source
+        with atomic_path(folder) as temporary:
+            temporary.mkdir()
+            facts = self._write(material, temporary / MODEL)
+            # What comes after the network reads what the network has in eight bits; it computes in float.
+            require_float(onnx.load(temporary / MODEL), set(source.float_nodes) - set(source.answer_nodes))
+        if self.uses_samples:
+            facts = {**facts, "calibration_samples": len(material.calibration), "real": material.calibration.real}
+        if material.exclude:
+            facts = {**facts, "exclude": list(material.exclude)}
+        variant = replace(
+            source,
+            name=folder.name,
+            scheme=self.name,
+            precision=self.precision,
+            backend=self.backend,
+            folder=folder,
+            facts=facts,
+        )
+        variant.save()
+        return variant
+
+    @abstractmethod
+    def _write(self, material: Material, out: Path) -> dict[str, Any]:
+        """Writes the ONNX file ``out``; returns how it was made."""
+
+
+SCHEMES: Registry[Scheme] = Registry("scheme", "quantize.schemes", "mst_edge.schemes")
+
+
+def require_schemes(names: Sequence[str]) -> None:
+    """Makes sure, before anything is trained, that schemes are known and can be made.
+
+    Raises:
+        UserError: an unknown scheme, or a library that is missing.
+    """
+    require_modules("onnx", "onnxscript")
+    for name in names:
+        require_modules(*SCHEMES.get(name, where="quantize.schemes").modules)
+
+
+def require_types(model: onnx.ModelProto, types: Collection[str], scheme: str) -> None:
+    """The graph must hold an operator that the scheme works on.
+
+    Raises:
+        UnfitError: it holds none.
+    """
+    if not any(node.op_type in types for node in model.graph.node):
+        raise UnfitError(f"{scheme} quantizes {', '.join(sorted(types))}, of which the model has none")
