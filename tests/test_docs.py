@@ -11,6 +11,7 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args
 
 import torch
 import yaml
@@ -21,6 +22,8 @@ from distill.methods.base import METHODS
 from distill.networks.registry import NETWORKS, NetworkChoice, build_model
 from distill.tokens import TokenShape
 from mst_edge.recipe import Recipe, load_recipe
+from quantize.ranges import Calibrator
+from quantize.schemes.base import SCHEMES
 from tests.conftest import ROOT
 
 _SMALLER = {
@@ -133,6 +136,14 @@ def _flat(tree: object, prefix: str = "") -> dict[str, object]:
 
 def _shape(shape: tuple[int, ...], ids: str) -> tuple[int, ...]:
     return TokenShape(shape[0], int(ids)) if ids else shape
+
+
+def test_every_scheme_of_quantization_is_on_its_page_with_what_it_says_of_itself():
+    page = (ROOT / "docs" / "quantization.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `([\w-]+)` \| (\w+) \| (\w+) \| (.+) \|$", page, re.MULTILINE)
+    schemes = [SCHEMES.get(name) for name in SCHEMES.names()]
+    assert sorted(rows) == sorted((s.name, s.backend, s.precision, s.summary) for s in schemes)
+    assert all(f"| `{name}` |" in page for name in get_args(Calibrator))
 
 
 def test_every_network_is_on_its_page_with_its_size_and_options():
