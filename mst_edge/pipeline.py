@@ -82,7 +82,7 @@ def run_recipe(recipe: Recipe, run: RunFolder, options: RunOptions, watcher: Wat
     if not processes.first:
         return {"gate": _overall([])}
     deployed = []
-    made: dict[str, Any] = {"variants": []}
+    made: dict[str, Any] = {"variants": [], "skipped": []}
     if options.until != "distill":
         made = run.stage_result(variants.STAGE) or _make_variants(recipe, data, run, watcher)
         loaded = variants.load_variants(run, made)
@@ -98,6 +98,7 @@ def run_recipe(recipe: Recipe, run: RunFolder, options: RunOptions, watcher: Wat
         "data": data.summary(),
         "distill": trained,
         "variants": made["variants"],
+        "skipped_schemes": made["skipped"],
         "targets": deployed,
         "gate": _overall(deployed),
         "provenance": provenance(recipe_sha256=recipe.sha256(), data_sha256=data.dataset.fingerprint, seed=recipe.seed),

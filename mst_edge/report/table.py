@@ -18,6 +18,8 @@ def print_result(result: dict[str, Any], run: RunFolder, console: Console | None
     errors = _errors_in_units(result["distill"])
     if errors:
         console.print(errors, highlight=False)
+    for entry in result["skipped_schemes"]:
+        console.print(f"{entry['id']}: not made, {entry['reason']}", highlight=False)
     for target in result["targets"]:
         console.print(_builds(target))
         _verdict(console, target, run)

@@ -251,6 +251,23 @@ def test_class_imbalance_is_weighed_and_reported(tmp_path):
     assert "the loss weighs classes" in (tmp_path / "out" / "report.html").read_text()
 
 
+def test_schemes_are_checked_before_training_and_one_that_does_nothing_is_skipped_with_its_reason(tmp_path):
+    recipe = write_small_recipe(tmp_path / "r.yaml", write_arrays(tmp_path / "data", samples=120))
+    short = "distill={method: lone, compare: [], epochs: {collaborate: 1, distill: 1}}"
+    arguments = ("run", recipe, "--out", tmp_path / "out", "--set", short, "--set")
+    done = mst_edge(*arguments, "quantize.schemes=[int4-weight]")
+    assert done.code == 2
+    assert "quantize.schemes: unknown scheme 'int4-weight'; did you mean 'int4-weights'?" in done.err
+    assert not (tmp_path / "out").exists()
+    done = mst_edge(*arguments, "quantize.schemes=[int4-weights, int8-symmetric]")
+    assert done.code == 0, done.err
+    assert "int4-weights: not made, int4-weights quantizes matrix products" in " ".join(done.out.split())
+    result = _result(tmp_path / "out")
+    assert [row["scheme"] for row in result["variants"]] == ["fp32", "int8-symmetric"]
+    assert [entry["id"] for entry in result["skipped_schemes"]] == ["int4-weights"]
+    assert "int4-weights was not made" in (tmp_path / "out" / "report.html").read_text()
+
+
 def test_three_modalities_work(tmp_path):
     data = write_arrays(tmp_path / "data", samples=150)
     np.save(data / "picture.npy", np.random.default_rng(0).integers(0, 256, (150, 12, 12)).astype(np.uint8))
