@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,9 +17,10 @@ from mst_edge.recipe import Recipe
 from mst_edge.report.page import write_report
 from mst_edge.run_folder import RunFolder
 from mst_edge.stages import deploy, variants
-from mst_edge.stages.data import prepare
+from mst_edge.stages.data import Data, prepare
 from mst_edge.stages.distill import STAGE as DISTILL
 from mst_edge.stages.distill import checked_methods, make_lab, pick_device, run_distill
+from mst_edge.stages.qat import check_trained_schemes
 from targets.target import get_target
 
 
@@ -74,6 +76,8 @@ def run_recipe(recipe: Recipe, run: RunFolder, options: RunOptions, watcher: Wat
         with processes.first_alone():
             lab = make_lab(recipe, data, run.distill, pick_device(options.device), watcher, processes)
         methods = checked_methods(recipe, lab)
+        if options.until != "distill":
+            check_trained_schemes(recipe, data, lab, methods)
         watcher.stage("distill")
         if processes.first:
             run.keep_recipe(recipe)
@@ -84,7 +88,7 @@ def run_recipe(recipe: Recipe, run: RunFolder, options: RunOptions, watcher: Wat
     deployed = []
     made: dict[str, Any] = {"variants": []}
     if options.until != "distill":
-        made = run.stage_result(variants.STAGE) or _make_variants(recipe, data, run, watcher)
+        made = run.stage_result(variants.STAGE) or _make_variants(recipe, data, run, options.device, watcher)
         loaded = variants.load_variants(run, made)
         for target in targets:
             record = run.stage_result(deploy.stage_name(target.spec.name))
@@ -107,9 +111,10 @@ def run_recipe(recipe: Recipe, run: RunFolder, options: RunOptions, watcher: Wat
     return result
 
 
-def _make_variants(recipe: Recipe, data: Any, run: RunFolder, watcher: Watcher) -> dict[str, Any]:
+def _make_variants(recipe: Recipe, data: Data, run: RunFolder, device: str, watcher: Watcher) -> dict[str, Any]:
     watcher.stage("quantize")
-    return variants.run_variants(recipe, data, run)
+    lab = functools.cache(lambda: make_lab(recipe, data, run.distill, pick_device(device), watcher))
+    return variants.run_variants(recipe, data, run, lab)
 
 
 def _overall(deployed: Sequence[dict[str, Any]]) -> str:

@@ -126,11 +126,19 @@ class CalibrationSection(Section):
     calibrator: Literal["minmax", "entropy", "percentile"] = "minmax"
 
 
+class QatSection(Section):
+    """How ``int8-qat`` and ``int8-qad`` train the student with int8's rounding."""
+
+    epochs: Count = 5
+    lr: Positive = 1e-4
+
+
 class QuantizeSection(Section):
     """Schemes to make beside fp32."""
 
-    schemes: tuple[Literal["int8-static"], ...] = ("int8-static",)
+    schemes: tuple[Literal["int8-static", "int8-qat", "int8-qad"], ...] = ("int8-static",)
     calibration: CalibrationSection = CalibrationSection()
+    qat: QatSection = QatSection()
 
 
 class AccuracySection(Section):

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from distill.lab import Lab
 from distill.student import load_student, student_outputs
 from mst_edge.core.scoring import collect, scoring_of
 from mst_edge.recipe import Recipe
 from mst_edge.run_folder import RunFolder
 from mst_edge.stages.data import Data, save_evaluation
 from mst_edge.stages.distill import save_predictions
+from mst_edge.stages.qat import make_trained_int8, trained_schemes
 from quantize import calibration
 from quantize.export import export_student
 from quantize.int8_static import Int8Options, quantize_int8
@@ -19,10 +24,15 @@ from quantize.variant import Variant, load_variant
 
 STAGE = "variants"
 _BATCH, _DENSE_BATCH = 256, 4
+PARITY_SAMPLES = 64
 
 
-def run_variants(recipe: Recipe, data: Data, run: RunFolder) -> dict[str, Any]:
-    """Exports and quantizes; keeps test inputs and the fp32 student's answers beside."""
+def run_variants(recipe: Recipe, data: Data, run: RunFolder, lab: Callable[[], Lab]) -> dict[str, Any]:
+    """Exports and quantizes; keeps test inputs and the fp32 student's answers beside.
+
+    Args:
+        lab: makes the lab in which the student was trained, for schemes that train it further.
+    """
     student = load_student(run.distill)
     modality = recipe.student.modality
     save_evaluation(run, data, modality, student.frontend)
@@ -34,10 +44,18 @@ def run_variants(recipe: Recipe, data: Data, run: RunFolder) -> dict[str, Any]:
     ids = calibration.choose(data.dataset, data.splits["train"], chosen.samples, recipe.seed)
     samples_file = run.variants / calibration.CALIBRATION
     calibration.save(samples_file, ids, student.frontend.host(data.dataset.read(modality, ids)))
-    for scheme in recipe.quantize.schemes:
-        assert scheme == "int8-static"
-        samples = calibration.load(samples_file)
-        made.append(quantize_int8(made[0], samples, run.variants / "int8", Int8Options(chosen.calibrator)))
+    samples = calibration.load(samples_file)
+    options = Int8Options(chosen.calibrator)
+    if "int8-static" in recipe.quantize.schemes:
+        made.append(quantize_int8(made[0], samples, run.variants / "int8", options))
+    if trained := trained_schemes(recipe):
+        few_inputs = inputs[:PARITY_SAMPLES]
+        with tempfile.TemporaryDirectory() as folder:
+            start = quantize_int8(made[0], samples, Path(folder) / "int8", options)
+            made += [
+                make_trained_int8(scheme, recipe, lab(), student, (made[0], start), few_inputs, run.variants / scheme)
+                for scheme in trained
+            ]
     record = {"variants": [_row(variant) for variant in made], "calibration_samples": len(ids)}
     run.finish_stage(STAGE, record)
     return record
