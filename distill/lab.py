@@ -71,6 +71,23 @@ class Epochs:
         return min(max(1, round(share * self.student)), self.student - 1)
 
 
+@dataclass(frozen=True)
+class FineTuning:
+    """How a trained student goes on learning, in a phase of its own.
+
+    Attributes:
+        phase: its name.
+        lr: at the start; it falls to zero along a cosine.
+    """
+
+    phase: str
+    epochs: int
+    lr: float
+
+
+Step = Callable[[Batch, int], Mapping[str, Tensor]]
+
+
 class TeacherNeededError(Exception):
     """A method asked for a teacher that a lab may not train itself."""
 
@@ -163,6 +180,39 @@ class Lab:
             folder,
         )
         return model
+
+    def fine_tune(
+        self,
+        student: Model,
+        tuning: FineTuning,
+        step: Step | None = None,
+        helpers: Mapping[str, nn.Module] | None = None,
+        reads: Sequence[str] = (),
+    ) -> None:
+        """Trains a student further; it ends with the weights of its best validation epoch.
+
+        Args:
+            step: losses of one batch by name; on the task alone where absent.
+            helpers: modules by name that learn along.
+            reads: modalities that ``step`` needs beside the student's.
+        """
+
+        def alone(batch: Batch, _epoch: int) -> dict[str, Tensor]:
+            return {"loss": self.task.loss(student(batch.inputs), batch.target)}
+
+        modules = {"student": student.module, **(helpers or {})}
+        self.run(
+            Phase(
+                name=tuning.phase,
+                epochs=tuning.epochs,
+                modules=modules,
+                optimizers=[replace(self.optimizer, schedule="cosine").build(list(modules.values()), tuning.lr)],
+                step=step or alone,
+                validate=lambda: self.validate(student),
+                keep_best={"student": ("val_error", "val_loss")},
+                reads=sorted({*student.reads, *reads}),
+            )
+        )
 
     def trained_teacher(self, name: str) -> Model:
         """The teacher ``name`` trained alone on the task, frozen; loaded or trained at the first call.

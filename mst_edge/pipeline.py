@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,9 +16,10 @@ from mst_edge.recipe import Recipe
 from mst_edge.report.page import write_report
 from mst_edge.run_folder import RunFolder
 from mst_edge.stages import deploy, variants
-from mst_edge.stages.data import prepare
+from mst_edge.stages.data import Data, prepare
 from mst_edge.stages.distill import STAGE as DISTILL
 from mst_edge.stages.distill import checked_methods, make_lab, pick_device, run_distill
+from mst_edge.stages.qat import check_trained_schemes, untrained_schemes
 from quantize.schemes.base import require_schemes
 from targets.target import get_target
 
@@ -61,7 +63,7 @@ def run_recipe(recipe: Recipe, run: RunFolder, options: RunOptions, watcher: Wat
     """
     targets = [get_target(name) for name in recipe.targets]  # fail on a wrong name before training
     if options.until != "distill":
-        require_schemes(recipe.quantize.schemes)
+        require_schemes(untrained_schemes(recipe))
     processes = options.processes
     processes.wait()  # till all have seen the folder as it was
     if processes.first:
@@ -74,6 +76,8 @@ def run_recipe(recipe: Recipe, run: RunFolder, options: RunOptions, watcher: Wat
         with processes.first_alone():
             lab = make_lab(recipe, data, run.distill, pick_device(options.device), watcher, processes)
         methods = checked_methods(recipe, lab)
+        if options.until != "distill":
+            check_trained_schemes(recipe, data, lab, methods)
         watcher.stage("distill")
         if processes.first:
             run.keep_recipe(recipe)
@@ -84,7 +88,7 @@ def run_recipe(recipe: Recipe, run: RunFolder, options: RunOptions, watcher: Wat
     deployed = []
     made: dict[str, Any] = {"variants": [], "skipped": []}
     if options.until != "distill":
-        made = run.stage_result(variants.STAGE) or _make_variants(recipe, data, run, watcher)
+        made = run.stage_result(variants.STAGE) or _make_variants(recipe, data, run, options.device, watcher)
         loaded = variants.load_variants(run, made)
         for target in targets:
             record = run.stage_result(deploy.stage_name(target.spec.name))
@@ -108,9 +112,10 @@ def run_recipe(recipe: Recipe, run: RunFolder, options: RunOptions, watcher: Wat
     return result
 
 
-def _make_variants(recipe: Recipe, data: Any, run: RunFolder, watcher: Watcher) -> dict[str, Any]:
+def _make_variants(recipe: Recipe, data: Data, run: RunFolder, device: str, watcher: Watcher) -> dict[str, Any]:
     watcher.stage("quantize")
-    return variants.run_variants(recipe, data, run)
+    lab = functools.cache(lambda: make_lab(recipe, data, run.distill, pick_device(device), watcher))
+    return variants.run_variants(recipe, data, run, lab)
 
 
 def _overall(deployed: Sequence[dict[str, Any]]) -> str:

@@ -126,12 +126,20 @@ class CalibrationSection(Section):
     calibrator: Literal["minmax", "percentile", "entropy", "mse"] = "minmax"
 
 
+class QatSection(Section):
+    """How ``int8-qat`` and ``int8-qad`` train the student with int8's rounding."""
+
+    epochs: Count = 5
+    lr: Positive = 1e-4
+
+
 class QuantizeSection(Section):
     """Schemes to make beside fp32; layers named in ``exclude`` stay in float in all of them."""
 
     schemes: tuple[str, ...] = ("int8-static", "int8-nncf")
     exclude: tuple[str, ...] = ()
     calibration: CalibrationSection = CalibrationSection()
+    qat: QatSection = QatSection()
 
 
 class AccuracySection(Section):

@@ -11,6 +11,7 @@ from mst_edge.core.files import read_json, sha256_file, write_json
 from mst_edge.core.scoring import OutputSpec
 
 MODEL, SIDECAR = "model.onnx", "variant.json"
+OUTPUTS = "torch_outputs.npy"
 
 
 def is_float(precision: str) -> bool:
@@ -64,6 +65,13 @@ class Variant:
     def model(self) -> Path:
         """The ONNX file."""
         return self.folder / MODEL
+
+    @property
+    def torch_outputs(self) -> Path | None:
+        """What the torch model that was trained as this variant says of the run's first test samples; None for a
+        variant that was made of the fp32 student and is compared with that."""
+        file = self.folder / OUTPUTS
+        return file if file.is_file() else None
 
     @property
     def is_float(self) -> bool:

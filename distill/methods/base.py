@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from distill.datasets.target import TASKS
-from distill.lab import Lab
+from distill.lab import FineTuning, Lab
 from distill.networks.registry import Model
 from mst_edge.core.errors import UserError
 from mst_edge.core.registry import Registry
@@ -69,6 +69,31 @@ class Method:
 
     def train(self) -> Model:
         """Trains and returns the student."""
+        raise NotImplementedError
+
+    @property
+    def fine_tunes(self) -> bool:
+        """Whether the method can teach a trained student further by its logits, whatever its layers are."""
+        return False
+
+    def check_fine_tuning(self) -> None:
+        """Called before anything is trained.
+
+        Raises:
+            UserError: the method cannot teach a student by its logits alone.
+        """
+        if not self.fine_tunes:
+            raise UserError(
+                f"int8-qad learns from a teacher by the student's logits alone, which {self.name} cannot do",
+                where="quantize.schemes",
+                fix="take int8-qat, which needs no teacher, or another method; docs/methods.md says which can",
+            )
+
+    def fine_tune(self, student: Model, tuning: FineTuning) -> None:
+        """Teaches a trained student further by the objective of the method's last stage.
+
+        What ``train`` left is loaded: teachers, masks and router, each as it ended.
+        """
         raise NotImplementedError
 
 

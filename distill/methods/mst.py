@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from distill.frozen import Answers, reads_of
-from distill.lab import MULTIMODAL, Lab, freeze
+from distill.lab import MULTIMODAL, FineTuning, Lab, Step, freeze
 from distill.masks import MaskedTeacher, SpecialisedTeacher, make_specialised, probe_layer
 from distill.methods.base import METHODS, Method, Workload
 from distill.mst_options import PAPER, WHERE, MstOptions, ablations, check_options, check_top_k
@@ -19,6 +20,19 @@ from distill.router import balance_loss, top_k
 from distill.training.features import Batch
 from distill.training.phase import EVAL_BATCH, Phase
 from mst_edge.core.errors import UserError
+
+
+@dataclass(frozen=True)
+class _Routed:
+    """What stage 3 learns from, and who selects."""
+
+    answers: Sequence[Answers]
+    router: nn.Module
+
+    @property
+    def learning(self) -> dict[str, nn.Module]:
+        """The router, unless it is the plain mean: an optimiser or a checkpoint of nothing is refused."""
+        return {"router": self.router} if any(True for _ in self.router.parameters()) else {}
 
 
 @METHODS.register("mst")
@@ -82,6 +96,23 @@ class MstDistill(Method):
         return [name for name in self._layers if not self.lab.keeps_logits(self.lab.teachers[name][0])]
 
     def train(self) -> Model:
+        student, chosen = self._prepare()
+        answers = self._distill(student, chosen).answers
+        self.insights = {"teachers": self._describe(chosen, answers)}
+        return student
+
+    @property
+    def fine_tunes(self) -> bool:
+        return True
+
+    def fine_tune(self, student: Model, tuning: FineTuning) -> None:
+        """By stage 3, which goes on: its teachers, its router, its weights as its last epoch left them."""
+        routed = self._distill(*self._prepare())
+        step = self._routed_step(student, routed, self.lab.epochs.distill)
+        self.lab.fine_tune(student, tuning, step, routed.learning, reads_of(routed.answers))
+
+    def _prepare(self) -> tuple[Model, Sequence[Model | SpecialisedTeacher]]:
+        """Stages 1 and 2: the student, and the teachers that stage 3 selects from."""
         student, learning = self.lab.new_student(), self._learning()
         teachers = {
             name: self.lab.new_teacher(name) if name in learning else self.lab.trained_teacher(name)
@@ -90,9 +121,9 @@ class MstDistill(Method):
         self._collaborate(student, teachers)
         for teacher in teachers.values():
             freeze(teacher)
-        chosen = list(teachers.values()) if self.options.mask == "none" else self._specialise(student, teachers)
-        self._distill(student, chosen)
-        return student
+        if self.options.mask == "none":
+            return student, list(teachers.values())
+        return student, self._specialise(student, teachers)
 
     def _collaborate(self, student: Model, teachers: Mapping[str, Model]) -> None:
         """Stage 1: every network minimises its task loss plus distillation from each of the others.
@@ -210,38 +241,40 @@ class MstDistill(Method):
         plain = [self.lab.frozen_logits(teacher) for teacher in chosen if isinstance(teacher, Model)]
         return [*plain, *(self.lab.keeper.answers(masked.frozen) for masked in _by_teacher(specialised))]
 
-    def _distill(self, student: Model, chosen: Sequence[Model | SpecialisedTeacher]) -> None:
+    def _distill(self, student: Model, chosen: Sequence[Model | SpecialisedTeacher]) -> _Routed:
         """Stage 3: per sample, the student learns from the teachers that the router selects."""
-        lab, options = self.lab, self.options
-        answers = self._answers(chosen)
+        lab = self.lab
         self._names = [teacher.name for teacher in chosen]
-        router = self._router(len(chosen))
-        # The plain mean has nothing to learn, and an optimiser or a checkpoint of nothing is refused.
-        learning = {"router": router} if any(True for _ in router.parameters()) else {}
-
-        def step(batch: Batch, epoch: int) -> dict[str, Tensor]:
-            z = student(batch.inputs)
-            losses = self._routed(z, _stacked(answers, batch), router, batch.target, epoch, batch.gather)
-            losses["task"] = lab.task.loss(z, batch.target)
-            losses["loss"] = losses["loss"] + options.task_weight * losses["task"]
-            return losses
-
+        routed = _Routed(self._answers(chosen), self._router(len(chosen)))
         lab.run(
             Phase(
                 name="mst",
                 epochs=lab.epochs.distill,
-                modules={"student": student.module, **learning},
+                modules={"student": student.module, **routed.learning},
                 optimizers=[
                     lab.optimizer.build([student.module], span=(lab.epochs.share_of_collaboration, 1.0)),
-                    *(lab.optimizer.build([module]) for module in learning.values()),
+                    *(lab.optimizer.build([module]) for module in routed.learning.values()),
                 ],
-                step=step,
+                step=self._routed_step(student, routed),
                 validate=lambda: lab.validate(student),
                 keep_best={"student": ("val_error", "val_loss")},
-                reads=reads_of([student, *answers]),
+                reads=reads_of([student, *routed.answers]),
             )
         )
-        self.insights = {"teachers": self._describe(chosen, answers)}
+        return routed
+
+    def _routed_step(self, student: Model, routed: _Routed, epochs_before: int = 0) -> Step:
+        """Stage 3's losses of one batch; ``epochs_before`` of it are over."""
+        task, task_weight = self.lab.task, self.options.task_weight
+
+        def step(batch: Batch, epoch: int) -> dict[str, Tensor]:
+            z, teachers = student(batch.inputs), _stacked(routed.answers, batch)
+            losses = self._routed(z, teachers, routed.router, batch.target, epochs_before + epoch, batch.gather)
+            losses["task"] = task.loss(z, batch.target)
+            losses["loss"] = losses["loss"] + task_weight * losses["task"]
+            return losses
+
+        return step
 
     def _describe(
         self, chosen: Sequence[Model | SpecialisedTeacher], answers: Sequence[Answers]

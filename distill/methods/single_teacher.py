@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -10,14 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from distill.frozen import Answers, reads_of
-from distill.lab import Lab
+from distill.lab import FineTuning, Lab, Step
 from distill.methods.base import Method, Workload
 from distill.networks.registry import Model
 from distill.training.features import Batch
 from distill.training.phase import Phase
 from mst_edge.core.errors import UserError, unknown_name
-
-Step = Callable[[Batch, int], Mapping[str, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -96,14 +94,27 @@ class SingleTeacher(Method):
         self.imitate(student, self.answers())
         return student
 
+    @property
+    def fine_tunes(self) -> bool:
+        """Where ``loss`` is all that the method has."""
+        return type(self).train is SingleTeacher.train
+
+    def fine_tune(self, student: Model, tuning: FineTuning) -> None:
+        answers = self.answers()
+        step = self._imitation(student, answers)
+        self.lab.fine_tune(student, tuning, step, reads=reads_of(answers.values()))
+
     def imitate(self, student: Model, answers: Mapping[str, Answers], epochs_before: int = 0) -> None:
         """Trains the student by ``loss``; ``epochs_before`` of its budget are already used."""
+        step = self._imitation(student, answers)
+        self.teach(student, step, reads=reads_of(answers.values()), epochs_before=epochs_before)
 
+    def _imitation(self, student: Model, answers: Mapping[str, Answers]) -> Step:
         def step(batch: Batch, epoch: int) -> dict[str, Tensor]:
             teachers = {name: answer.logits(batch) for name, answer in answers.items()}
             return self.loss(student(batch.inputs), teachers, batch, epoch)
 
-        self.teach(student, step, reads=reads_of(answers.values()), epochs_before=epochs_before)
+        return step
 
     def answers(self) -> Mapping[str, Answers]:
         """By teacher, its ``(B, ...)`` logits for the samples of a batch, computed once where they do not change."""

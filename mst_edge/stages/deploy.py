@@ -15,6 +15,7 @@ from mst_edge.recipe import Recipe
 from mst_edge.run_folder import RunFolder
 from mst_edge.stages.data import Data
 from mst_edge.stages.distill import load_predictions
+from mst_edge.stages.variants import PARITY_SAMPLES
 from quantize.variant import Variant
 from targets import measure
 from targets.examples import example_files
@@ -32,7 +33,6 @@ from targets.spec import Build
 from targets.target import Skipped, get_target
 
 REFERENCE_SAMPLES = 8
-PARITY_SAMPLES = 64
 # Reference outputs of a bundle: label maps are large.
 _MOST_REFERENCE_BYTES = 4 << 20
 # Largest difference of outputs from the torch student, as a share of the outputs' spread (standard
@@ -96,7 +96,11 @@ def run_deploy(
     scoring, reference = scoring_of(output), load_predictions(run)
     truth = np.load(run.evaluation / "target.npy", mmap_mode="r", allow_pickle=False)
     measured = measure.measure(builds, run.evaluation / "inputs.npy", output, protocol_of(recipe), watcher.busy)
-    candidates = [_candidate(build, *measured[build.id], reference, truth, scoring) for build in builds]
+    torch_outputs = _torch_outputs(variants, reference)
+    candidates = [
+        _candidate(build, *measured[build.id], reference, truth, scoring, torch_outputs[build.variant])
+        for build in builds
+    ]
     verdicts = judge(candidates, goals_of(recipe))
     said = {build_id: predictions for build_id, (_, predictions) in measured.items()}
     chosen = next(v.build_id for v in verdicts if v.chosen)
@@ -120,6 +124,12 @@ def run_deploy(
     return record
 
 
+def _torch_outputs(variants: list[Variant], reference: Predictions) -> dict[str, NDArray[Any]]:
+    """By variant, what torch says of the first test samples: the fp32 student, or what was trained as the variant."""
+    own = {v.name: np.load(v.torch_outputs, allow_pickle=False) for v in variants if v.torch_outputs is not None}
+    return {v.name: own.get(v.name, reference.outputs)[:PARITY_SAMPLES] for v in variants}
+
+
 def _candidate(
     build: Build,
     measurement: Any,
@@ -127,9 +137,9 @@ def _candidate(
     reference: Predictions,
     truth: NDArray[Any],
     scoring: Scoring,
+    torch_outputs: NDArray[Any],
 ) -> Candidate:
-    few = slice(PARITY_SAMPLES)
-    difference = scoring.difference(said.outputs[few], reference.outputs[few])
+    difference = scoring.difference(said.outputs[:PARITY_SAMPLES], torch_outputs)
     return Candidate(
         build=build,
         measurement=measurement,

@@ -264,21 +264,8 @@ def keep_identity(lab: Lab, file: Path) -> None:
 
 
 def _save(recipe: Recipe, data: Data, run: RunFolder, lab: Lab, model: Model, record: dict[str, Any]) -> None:
-    modality = recipe.student.modality
-    spec = StudentSpec(
-        modality=data.dataset.modalities[modality],
-        frontend=data.frontend_options[modality],
-        network=NetworkChoice(model.network, dict(model.options)),
-        output=lab.task.output,
-        map_size=lab.task.map_size,
-        facts={"method": record["method"], "preset": record["preset"], "seed": recipe.seed},
-        tokenizer=data.frontends[modality].tokenizer,
-    )
-    student = Student(spec)
-    student.frontend.load_state_dict(data.frontends[modality].state_dict())
-    student.network.load_state_dict(model.module.to("cpu").state_dict())
-    student.answer.load_state_dict(lab.task.answer_state())
-    save_student(run.distill, student.eval())
+    facts = {"method": record["method"], "preset": record["preset"], "seed": recipe.seed}
+    save_student(run.distill, deployable(model, data, lab, facts))
     for name, teacher in lab.lone_teachers().items():
         frontends = {modality: data.frontends[modality] for modality in teacher.reads}
         save_teacher(
@@ -292,6 +279,25 @@ def _save(recipe: Recipe, data: Data, run: RunFolder, lab: Lab, model: Model, re
             trained_on=data.origin(),
         )
     write_json(run.distill / "histories.json", lab.histories)
+
+
+def deployable(model: Model, data: Data, lab: Lab, facts: dict[str, Any]) -> Student:
+    """A student of the lab with its front end before it and its units behind it, in eval mode, on the CPU."""
+    modality = lab.student_modality
+    spec = StudentSpec(
+        modality=data.dataset.modalities[modality],
+        frontend=data.frontend_options[modality],
+        network=NetworkChoice(model.network, dict(model.options)),
+        output=lab.task.output,
+        map_size=lab.task.map_size,
+        facts=facts,
+        tokenizer=data.frontends[modality].tokenizer,
+    )
+    student = Student(spec)
+    student.frontend.load_state_dict(data.frontends[modality].state_dict())
+    student.network.load_state_dict(model.module.to("cpu").state_dict())
+    student.answer.load_state_dict(lab.task.answer_state())
+    return student.eval()
 
 
 def _row(

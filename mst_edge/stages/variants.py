@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from distill.lab import Lab
 from distill.student import Student, load_student, student_outputs
 from mst_edge.core.scoring import collect, scoring_of
 from mst_edge.recipe import Recipe
 from mst_edge.run_folder import RunFolder
 from mst_edge.stages.data import Data, save_evaluation
 from mst_edge.stages.distill import save_predictions
+from mst_edge.stages.qat import make_trained_int8, trained_schemes, untrained_schemes
 from quantize.calibration import FOLDER, Calibration, choose, save_calibration
 from quantize.export import export_student
 from quantize.schemes.base import SCHEMES, Material, UnfitError
@@ -21,10 +23,15 @@ from quantize.variant import Variant, load_variant
 
 STAGE = "variants"
 _BATCH, _DENSE_BATCH = 256, 4
+PARITY_SAMPLES = 64
 
 
-def run_variants(recipe: Recipe, data: Data, run: RunFolder) -> dict[str, Any]:
-    """Exports and quantizes; keeps test inputs and the fp32 student's answers beside."""
+def run_variants(recipe: Recipe, data: Data, run: RunFolder, lab: Callable[[], Lab]) -> dict[str, Any]:
+    """Exports and quantizes; keeps test inputs and the fp32 student's answers beside.
+
+    Args:
+        lab: makes the lab in which the student was trained, for schemes that train it further.
+    """
     student = load_student(run.distill)
     modality = recipe.student.modality
     save_evaluation(run, data, modality, student.frontend)
@@ -39,7 +46,11 @@ def run_variants(recipe: Recipe, data: Data, run: RunFolder) -> dict[str, Any]:
         calibrator=said.calibration.calibrator,
         exclude=said.exclude,
     )
-    made, skipped = make_variants(material, said.schemes, run)
+    made, skipped = make_variants(material, untrained_schemes(recipe), run)
+    made += [
+        make_trained_int8(scheme, recipe, lab(), student, material, inputs[:PARITY_SAMPLES], run.variants / scheme)
+        for scheme in trained_schemes(recipe)
+    ]
     record = {
         "variants": [_row(variant) for variant in [material.source, *made]],
         "skipped": skipped,

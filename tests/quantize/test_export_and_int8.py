@@ -20,6 +20,7 @@ from quantize import calibration, qdq
 from quantize.export import export_student
 from quantize.variant import load_variant
 from tests.conftest import write_arrays
+from tests.quantize.trained import require_what_was_trained
 from tests.quantizing import quantized
 
 AUDIO = ModalitySpec("audio", Kind.AUDIO, (4000,), "int16", 8000)
@@ -152,6 +153,11 @@ def test_int8_is_close_and_smaller_and_keeps_the_front_end_in_float(exported, tm
     weights = sum(i.ByteSize() for i in model.graph.initializer if i.data_type == onnx.TensorProto.INT8)
     assert weights > 0
     assert load_variant(int8.folder).scheme == "int8-static"
+
+
+def test_both_runtimes_compute_what_was_trained_in_int8(exported, tmp_path):
+    student, variant = exported
+    require_what_was_trained(student, variant, raw_samples(student.spec.modality, 16), tmp_path)
 
 
 def test_int8_refuses_a_quantized_front_end(exported):

@@ -10,9 +10,11 @@ import pytest
 
 from distill.datasets.spec import Kind, ModalitySpec
 from distill.student import Student
+from mst_edge.core.errors import UserError
 from quantize.export import export_student
 from quantize.variant import Variant
 from tests.quantize.test_export_and_int8 import AUDIO, IMAGE, SIGNAL, answers, make_student, raw_samples
+from tests.quantize.trained import require_what_was_trained
 from tests.quantizing import quantized
 
 TINY_PHOTO = ModalitySpec("photo", Kind.IMAGE, (32, 64, 3), "uint8")
@@ -72,3 +74,13 @@ def test_int8_is_close_on_both_runtimes(exported, tmp_path):
     exact = _onnxruntime(variant, samples)
     for run in (_onnxruntime, _openvino):
         assert np.abs(run(int8, samples) - exact).mean() < 0.15 * exact.std()
+
+
+def test_both_runtimes_compute_what_was_trained_in_int8(exported, tmp_path):
+    student, variant = exported
+    raw = raw_samples(student.spec.modality, 16)
+    if student.spec.network.network == "segnet":
+        with pytest.raises(UserError, match="layer node_max_pool2d_with_indices__0 cannot be trained in int8: MaxPool"):
+            require_what_was_trained(student, variant, raw, tmp_path)
+    else:
+        require_what_was_trained(student, variant, raw, tmp_path)

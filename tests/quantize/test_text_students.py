@@ -17,6 +17,7 @@ from mst_edge.core.errors import UserError
 from mst_edge.core.scoring import OutputSpec
 from quantize.export import export_student
 from tests.quantize.test_export_and_int8 import answers
+from tests.quantize.trained import require_what_was_trained
 from tests.quantizing import quantized
 from tests.texts import make_texts
 
@@ -63,6 +64,11 @@ def test_int8_keeps_the_logits_and_packs_the_embeddings(exported, tmp_path):
     vocabulary = exported[0].spec.tokenizer.vocabulary
     (embedding,) = (table for table in tables if table.ndim == 2 and len(table) == vocabulary)
     assert embedding.itemsize == 1
+
+
+def test_both_runtimes_compute_what_was_trained_in_int8(exported, tmp_path):
+    student, variant, ids = exported
+    require_what_was_trained(student, variant, ids, tmp_path)
 
 
 def test_a_text_student_survives_the_disk_with_its_tokenizer(exported, tmp_path):
