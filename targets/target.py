@@ -9,6 +9,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import ClassVar
 
+import numpy as np
+
 from mst_edge.core.errors import UserError, unknown_name
 from quantize.variant import Variant
 from targets.runtimes.base import Runner, Runtime
@@ -58,7 +60,24 @@ class Target:
             for variant in variants:
                 for precision in runtime.precisions(variant):
                     label = runtime.label(variant, precision)
-                    yield runtime.build(variant, precision, threads, folder / f"{name}-{label}")
+                    build = runtime.build(variant, precision, threads, folder / f"{name}-{label}")
+                    problem = self._problem(build)
+                    yield Skipped(build.id, problem) if problem else build
+
+    def _problem(self, build: Build) -> str:
+        """Why a quantized build does not run here, found by running it once; empty if it does.
+
+        Runtimes accept files that they then have no kernel for. A float build that does not run is our own mistake.
+        """
+        about = build.facts["input"]
+        try:
+            with self.load(build) as runner:
+                runner.run(np.zeros((1, *about["shape"]), about["dtype"]))
+        except Exception as error:
+            if build.is_float:
+                raise
+            return f"the runtime does not run it: {' '.join(str(error).split())}"
+        return ""
 
     def load(self, build: Build) -> Runner:
         """A runner for one of this target's builds."""

@@ -75,7 +75,7 @@ def test_every_build_agrees_with_torch(run):
     (target,) = json.loads((run / "result.json").read_text())["targets"]
     assert {row["precision"] for row in target["builds"]} >= {"fp32", "int8"}
     for row in target["builds"]:
-        assert row["parity"] < min(row["parity_limit"], 0.3)
+        assert row["parity"] < min(row["parity_limit"], 0.6)
 
 
 def test_the_bundle_carries_its_tokenizer_under_a_checksum(bundle, tmp_path):
