@@ -72,11 +72,11 @@ def model_name(row: dict[str, Any], distill: dict[str, Any]) -> str:
 
 def _builds(target: dict[str, Any]) -> Table:
     title = f"Builds for {target['target']}: batch 1, {target['threads']} thread(s)"
-    table = Table(title=title, box=SIMPLE_HEAD, title_justify="left", title_style="bold")
+    # Narrow: 80 columns hold the longest build; what the gate says of each stands below.
+    table = Table(title=title, box=SIMPLE_HEAD, padding=(0, 1, 0, 0), title_justify="left", title_style="bold")
     table.add_column("build", no_wrap=True)
     for column in (target["scoring"]["label"], "drop (95 % interval)", "p50 ms", "p90 ms", "MB"):
         table.add_column(column, justify="right", no_wrap=True)
-    table.add_column("verdict")
     for row in target["builds"]:
         drop, latency = row["accuracy"]["drop"], row["measurement"]["latency"]
         table.add_row(
@@ -86,7 +86,6 @@ def _builds(target: dict[str, Any]) -> Table:
             f"{latency['p50_ms']:.3f}",
             f"{latency['p90_ms']:.3f}",
             f"{row['measurement']['size_bytes'] / 1e6:.2f}",
-            short_verdict(row),
             style="bold" if row["verdict"]["chosen"] else None,
         )
     return table
