@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import copy
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,11 +32,11 @@ from mst_edge.core.stats import Interval
 from mst_edge.recipe import Recipe, find_recipe, load_recipe
 from mst_edge.stages.data import Data, prepare
 from mst_edge.stages.distill import deployable, make_lab, make_method
-from mst_edge.stages.qat import make_trained_int8
-from quantize.calibration import choose, save_calibration
+from mst_edge.stages.qat import training_for
+from mst_edge.stages.variants import PARITY_SAMPLES
+from quantize.calibration import FOLDER, choose, save_calibration
 from quantize.export import export_student
-from quantize.schemes.base import Material
-from quantize.schemes.int8_static import Int8Static
+from quantize.schemes.base import SCHEMES, Material
 from quantize.variant import Variant
 from targets.runtimes.onnxruntime import OnnxRuntime
 
@@ -71,17 +72,21 @@ def run(recipe: Recipe, data_root: Path | None, folder: Path) -> tuple[Scoring, 
     data = prepare(recipe, data_root)
     lab = make_lab(recipe, data, folder, torch.device("cpu"), Silent())
     model = make_method(recipe, lab, recipe.distill.method).train()
-    student = deployable(model, data, lab, {})
+    student, further = (deployable(one, data, lab, {}) for one in (model, _taught_on(model, recipe, lab)))
     test = data.splits["test"]
     raw = student.frontend.host(data.dataset.read(lab.student_modality, test))
-    material, static = _quantized(student, recipe, data, folder / "plain")
-    outputs = {FLOAT: _torch(student, raw), PTQ: _onnxruntime(static, raw)}
-    for scheme in (QAT, QAD):
-        variant = make_trained_int8(scheme, recipe, lab, student, material, raw[:_BATCH], folder / scheme)
-        outputs[scheme] = _onnxruntime(variant, raw)
-    further = deployable(_taught_on(model, recipe, lab), data, lab, {})
+    plain, taught = (
+        replace(
+            _material(one, recipe, data, folder / name),
+            training=training_for(recipe, lambda: lab, one, raw[:PARITY_SAMPLES]),
+        )
+        for one, name in ((student, "plain"), (further, "further"))
+    )
+    outputs = {FLOAT: _torch(student, raw)}
+    for scheme in (PTQ, QAT, QAD):
+        outputs[scheme] = _onnxruntime(SCHEMES.get(scheme)().make(plain, folder / scheme), raw)
     outputs[CONTROL] = _torch(further, raw)
-    outputs[CONTROL_PTQ] = _onnxruntime(_quantized(further, recipe, data, folder / "further")[1], raw)
+    outputs[CONTROL_PTQ] = _onnxruntime(SCHEMES.get(PTQ)().make(taught, folder / "further" / PTQ), raw)
     return lab.task.scoring, outputs, np.asarray(data.dataset.target[test])
 
 
@@ -92,14 +97,12 @@ def _taught_on(model: Model, recipe: Recipe, lab: Lab) -> Model:
     return further
 
 
-def _quantized(student: Student, recipe: Recipe, data: Data, folder: Path) -> tuple[Material, Variant]:
-    said = recipe.quantize.calibration
+def _material(student: Student, recipe: Recipe, data: Data, folder: Path) -> Material:
+    said, modality = recipe.quantize.calibration, recipe.student.modality
     ids = choose(data.dataset, data.splits["train"], said.samples, recipe.seed)
-    samples = student.frontend.host(data.dataset.read(recipe.student.modality, ids))
-    exact = export_student(student, folder / "fp32")
-    calibration = save_calibration(folder / "calibration", len(ids), samples.__getitem__)
-    material = Material(exact, calibration, said.calibrator)
-    return material, Int8Static().make(material, folder / "int8")
+    samples = student.frontend.host(data.dataset.read(modality, ids))
+    calibration = save_calibration(folder / FOLDER, len(ids), samples.__getitem__)
+    return Material(export_student(student, folder / "fp32"), calibration, said.calibrator)
 
 
 def _torch(student: Student, raw: NDArray[Any]) -> NDArray[np.float32]:

@@ -77,7 +77,7 @@ class FineTuning:
 
     Attributes:
         phase: its name.
-        lr: at the start; it falls to zero along a cosine.
+        lr: of Adam at the start; it falls to zero along a cosine.
     """
 
     phase: str
@@ -206,7 +206,7 @@ class Lab:
                 name=tuning.phase,
                 epochs=tuning.epochs,
                 modules=modules,
-                optimizers=[replace(self.optimizer, schedule="cosine").build(list(modules.values()), tuning.lr)],
+                optimizers=[OptimizerChoice(lr=tuning.lr).build(list(modules.values()))],
                 step=step or alone,
                 validate=lambda: self.validate(student),
                 keep_best={"student": ("val_error", "val_loss")},

@@ -19,7 +19,7 @@ from mst_edge.stages import deploy, variants
 from mst_edge.stages.data import Data, prepare
 from mst_edge.stages.distill import STAGE as DISTILL
 from mst_edge.stages.distill import checked_methods, make_lab, pick_device, run_distill
-from mst_edge.stages.qat import check_trained_schemes, untrained_schemes
+from mst_edge.stages.qat import check_training
 from quantize.schemes.base import require_schemes
 from targets.target import get_target
 
@@ -63,7 +63,7 @@ def run_recipe(recipe: Recipe, run: RunFolder, options: RunOptions, watcher: Wat
     """
     targets = [get_target(name) for name in recipe.targets]  # fail on a wrong name before training
     if options.until != "distill":
-        require_schemes(untrained_schemes(recipe))
+        require_schemes(recipe.quantize.schemes)
     processes = options.processes
     processes.wait()  # till all have seen the folder as it was
     if processes.first:
@@ -77,7 +77,7 @@ def run_recipe(recipe: Recipe, run: RunFolder, options: RunOptions, watcher: Wat
             lab = make_lab(recipe, data, run.distill, pick_device(options.device), watcher, processes)
         methods = checked_methods(recipe, lab)
         if options.until != "distill":
-            check_trained_schemes(recipe, data, lab, methods)
+            check_training(recipe, data, lab, methods)
         watcher.stage("distill")
         if processes.first:
             run.keep_recipe(recipe)

@@ -15,15 +15,15 @@ from mst_edge.recipe import Recipe
 from mst_edge.run_folder import RunFolder
 from mst_edge.stages.data import Data, save_evaluation
 from mst_edge.stages.distill import save_predictions
-from mst_edge.stages.qat import make_trained_int8, trained_schemes, untrained_schemes
+from mst_edge.stages.qat import training_for
 from quantize.calibration import FOLDER, Calibration, choose, save_calibration
 from quantize.export import export_student
 from quantize.schemes.base import SCHEMES, Material, UnfitError
 from quantize.variant import Variant, load_variant
 
 STAGE = "variants"
-_BATCH, _DENSE_BATCH = 256, 4
 PARITY_SAMPLES = 64
+_BATCH, _DENSE_BATCH = 256, 4
 
 
 def run_variants(recipe: Recipe, data: Data, run: RunFolder, lab: Callable[[], Lab]) -> dict[str, Any]:
@@ -45,12 +45,9 @@ def run_variants(recipe: Recipe, data: Data, run: RunFolder, lab: Callable[[], L
         calibration=_keep(run, data, student, ids),
         calibrator=said.calibration.calibrator,
         exclude=said.exclude,
+        training=training_for(recipe, lab, student, inputs[:PARITY_SAMPLES]),
     )
-    made, skipped = make_variants(material, untrained_schemes(recipe), run)
-    made += [
-        make_trained_int8(scheme, recipe, lab(), student, material, inputs[:PARITY_SAMPLES], run.variants / scheme)
-        for scheme in trained_schemes(recipe)
-    ]
+    made, skipped = make_variants(material, said.schemes, run)
     record = {
         "variants": [_row(variant) for variant in [material.source, *made]],
         "skipped": skipped,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +13,8 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 
 from distill.student import InUnits, Student, student_outputs
-from mst_edge.core.files import atomic_path
 from quantize.qat.twin import Twin
-from quantize.variant import MODEL, OUTPUTS, Variant
+from quantize.variant import OUTPUTS
 
 _BATCH = 4
 
@@ -35,31 +34,34 @@ class Parity:
 
 
 def parity(student: Student, wanted: NDArray[Any], said: NDArray[Any]) -> Parity:
-    """Compares outputs of a build with those of the fake-quantized ``student``, both ``(samples, ...)``."""
-    step = _twin(student).output_step * (student.answer.scale.numpy() if isinstance(student.answer, InUnits) else 1.0)
-    steps = np.abs(said - wanted) / step
+    """Compares outputs of a build with those of the fake-quantized ``student``, both ``(samples, ...)``.
+
+    Where the logits are in float, a step is that of 256 levels over ``wanted``.
+    """
+    step, answer = _twin(student).output_step, student.answer
+    if step is None:
+        steps = np.abs(said - wanted) / (np.ptp(wanted) / 255)
+    else:
+        steps = np.abs(said - wanted) / (step * (answer.scale.numpy() if isinstance(answer, InUnits) else 1.0))
     return Parity(float(steps.mean()), float(steps.max()))
 
 
 @torch.no_grad()
-def export_int8(
-    student: Student, int8: Variant, raw: NDArray[Any], folder: Path, scheme: str, facts: dict[str, Any]
-) -> Variant:
-    """Writes the graph of ``int8`` with the weights and ranges that a fake-quantized student learned.
+def write_int8(student: Student, raw: NDArray[Any], file: Path) -> Parity:
+    """Puts the weights and ranges that a fake-quantized student learned into the file that it was made from.
 
-    Nothing else changes in it, and what ONNX Runtime computes with it is what torch computes. Torch's outputs lie
-    beside it: of ``raw``, in its order.
+    Nothing else changes in it, and what ONNX Runtime then computes of ``raw`` is what torch computes. Torch's outputs
+    are kept beside the file.
 
     Args:
-        student: what ``fake_quantized`` made of ``int8``.
         raw: ``(samples, ...)`` real samples as the graph takes them.
-        facts: how it was trained.
+        file: what ``fake_quantized`` read.
 
     Raises:
         RuntimeError: the file does not compute what was trained.
     """
     twin = _twin(student.to("cpu").eval())
-    model = onnx.load(int8.model)
+    model = onnx.load(file)
     learned = _initializers(twin)
     for tensor in model.graph.initializer:
         if tensor.name in learned:
@@ -67,19 +69,13 @@ def export_int8(
             said = learned[tensor.name].reshape(stored.shape).astype(stored.dtype)
             tensor.CopyFrom(numpy_helper.from_array(said, tensor.name))
     onnx.checker.check_model(model)
+    onnx.save(model, file)
     wanted = np.concatenate(list(student_outputs(student, raw, _BATCH)))
-    with atomic_path(folder) as temporary:
-        temporary.mkdir()
-        onnx.save(model, temporary / MODEL)
-        np.save(temporary / OUTPUTS, wanted, allow_pickle=False)
-        found = parity(student, wanted, _run(temporary / MODEL, int8.input.name, raw))
-        if found.mean_steps > MOST_MEAN_STEPS:
-            raise RuntimeError(f"the int8 file is {found.mean_steps:.1f} steps from what was trained, on average")
-    made = {key: value for key, value in int8.facts.items() if key != "ranges"}  # those of calibration, not learned
-    told = {**made, **facts, "parity": asdict(found)}
-    variant = replace(int8, name=folder.name, scheme=scheme, backend="torch", folder=folder, facts=told)
-    variant.save()
-    return variant
+    np.save(file.with_name(OUTPUTS), wanted, allow_pickle=False)
+    found = parity(student, wanted, _run(file, raw))
+    if found.mean_steps > MOST_MEAN_STEPS:
+        raise RuntimeError(f"the int8 file is {found.mean_steps:.1f} steps from what was trained, on average")
+    return found
 
 
 def _twin(student: Student) -> Twin:
@@ -87,10 +83,11 @@ def _twin(student: Student) -> Twin:
     return student.network
 
 
-def _run(model: Path, name: str, samples: NDArray[Any]) -> NDArray[Any]:
+def _run(model: Path, samples: NDArray[Any]) -> NDArray[Any]:
     import onnxruntime
 
     session = onnxruntime.InferenceSession(str(model), providers=["CPUExecutionProvider"])
+    name = session.get_inputs()[0].name
     batches = (samples[start : start + _BATCH] for start in range(0, len(samples), _BATCH))
     return np.concatenate([session.run(None, {name: np.array(batch)})[0] for batch in batches])
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import onnx
@@ -122,8 +123,8 @@ def untrainable(node: str, what: str) -> UserError:
     )
 
 
-def read_network(exact: Variant, int8: Variant, fixed: Collection[str]) -> Network:
-    """Reads the file of an int8 variant.
+def read_network(exact: Variant, int8: Path, fixed: Collection[str]) -> Network:
+    """Reads an int8 file.
 
     Args:
         exact: the fp32 variant that it was made from, whose weights the constants start with where both files name
@@ -133,7 +134,7 @@ def read_network(exact: Variant, int8: Variant, fixed: Collection[str]) -> Netwo
     Raises:
         UserError: a layer that cannot be trained.
     """
-    return _Reader(onnx.load(exact.model).graph, onnx.load(int8.model).graph, fixed).read(int8)
+    return _Reader(onnx.load(exact.model).graph, onnx.load(int8).graph, fixed).read(exact)
 
 
 class _Reader:
@@ -151,8 +152,8 @@ class _Reader:
         self._learned_grids: set[str] = set()
         self._steps: list[Step] = []
 
-    def read(self, variant: Variant) -> Network:
-        start, end = self._ends(variant)
+    def read(self, exact: Variant) -> Network:
+        start, end = self._ends(exact)
         nodes = self._between(start, end)
         self._dequantized = {node.output[0]: node for node in nodes if node.op_type == "DequantizeLinear"}
         for node in nodes:
@@ -173,10 +174,10 @@ class _Reader:
             self._sizes,
         )
 
-    def _ends(self, variant: Variant) -> tuple[str, str]:
+    def _ends(self, exact: Variant) -> tuple[str, str]:
         """The features, which the front end gives, and the logits, which the answer reads."""
-        graph, answer = self._graph, set(variant.answer_nodes)
-        front_end = set(variant.float_nodes) - answer
+        graph, answer = self._graph, set(exact.answer_nodes)
+        front_end = set(exact.float_nodes) - answer
         raw = {value.name for value in graph.input}
         given = raw | {name for node in graph.node if node.name in front_end for name in node.output}
         network = [node for node in graph.node if node.name not in front_end | answer]

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from distill.student import Student
-from quantize.qat.graph import Constant, Grid, read_network, untrainable
+from quantize.qat.graph import Constant, Grid, read_network
 from quantize.variant import Variant
+
+# A range has to move by a good part of itself while weights move by little.
+_PACE = 10.0
 
 
 class Range(nn.Module):
@@ -18,8 +22,8 @@ class Range(nn.Module):
 
     The gradient of a step is that of learned step size quantization (Esser and others, arXiv 1902.08153), which torch
     computes. What learns is the logarithm of a step over the calibrated one (as in Jain and others, arXiv 1903.08066):
-    a step cannot become negative, a learning rate means the same for small and for large ones, and weight decay pulls
-    toward calibration. The zero point stays: a ReLU that quantization took over ends at it.
+    a step cannot become negative, and a learning rate means the same for small and for large ones. The zero point
+    stays: a ReLU that quantization took over ends at it.
     """
 
     calibrated: Tensor
@@ -35,18 +39,17 @@ class Range(nn.Module):
     @property
     def scale(self) -> Tensor:
         """``(1,)`` or ``(channels,)`` steps, as they are written into the file."""
-        return self.calibrated * self.stretch.exp()
+        return self.calibrated * (_PACE * self.stretch).exp()
 
     def forward(self, x: Tensor) -> Tensor:
         """``x`` rounded. Its gradient passes straight through, but not where a number was cut off."""
+        # The gradient is not damped by the number of elements, as the paper does for SGD: it would sink below what
+        # Adam takes for nothing.
         x, scale, grid = x.float(), self.scale, self._grid
-        damping = (x.numel() / len(scale) * grid.high) ** -0.5
         if grid.axis is None:
-            return torch._fake_quantize_learnable_per_tensor_affine(
-                x, scale, self.zero_point, grid.low, grid.high, damping
-            )
+            return torch._fake_quantize_learnable_per_tensor_affine(x, scale, self.zero_point, grid.low, grid.high, 1.0)
         return torch._fake_quantize_learnable_per_channel_affine(
-            x, scale, self.zero_point, grid.axis, grid.low, grid.high, damping
+            x, scale, self.zero_point, grid.axis, grid.low, grid.high, 1.0
         )
 
     def levels(self, x: Tensor) -> Tensor:
@@ -58,7 +61,7 @@ class Range(nn.Module):
 
 
 class Twin(nn.Module):
-    """The network of an int8 variant: features ``(batch, ...)`` to logits ``(batch, ...)``, rounded as int8 rounds.
+    """The network of an int8 file: features ``(batch, ...)`` to logits ``(batch, ...)``, rounded as int8 rounds.
 
     Its Q/DQ pairs are those of the file: what a runtime fuses is what was trained. Weights, biases and ranges learn.
     Batch norms that the exporter could not fold keep their statistics; dropout is gone. The front end and the way to
@@ -68,11 +71,12 @@ class Twin(nn.Module):
         constants: what the file holds, by the name of the value that operators read.
     """
 
-    def __init__(self, exact: Variant, int8: Variant, fixed: Collection[str] = ()) -> None:
+    def __init__(self, exact: Variant, int8: Path, fixed: Collection[str] = ()) -> None:
         """Reads both files.
 
         Args:
             exact: the fp32 variant that ``int8`` was made from: training starts with its weights.
+            int8: an ONNX file with QDQ.
             fixed: names of its initializers that do not learn.
 
         Raises:
@@ -110,16 +114,10 @@ class Twin(nn.Module):
         return list(self._network.grids)
 
     @property
-    def output_step(self) -> float:
-        """The step of the logits.
-
-        Raises:
-            UserError: they are not rounded.
-        """
+    def output_step(self) -> float | None:
+        """The step of the logits; None where they are in float."""
         last = self._network.steps[-1]
-        if not last.scale:
-            raise untrainable(last.node, "its output, the logits, is left in float")
-        return self.range(last.scale).scale.item()
+        return self.range(last.scale).scale.item() if last.scale else None
 
     def exact_weight(self, name: str) -> Tensor:
         """A constant in float, as it learns."""
@@ -141,12 +139,12 @@ class Twin(nn.Module):
         return of_input * of_weight
 
 
-def fake_quantized(student: Student, exact: Variant, int8: Variant) -> Student:
+def fake_quantized(student: Student, exact: Variant, int8: Path) -> Student:
     """The student with int8's rounding in its network, which is a ``Twin``; front end and answer are the student's.
 
     Args:
         exact: its fp32 variant.
-        int8: made from that.
+        int8: an ONNX file with QDQ, made from that.
 
     Raises:
         UserError: a layer that cannot be trained; names it.

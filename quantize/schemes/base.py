@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import onnx
+from numpy.typing import NDArray
 
 from mst_edge.core.errors import UserError
 from mst_edge.core.extras import require_modules
@@ -20,6 +21,24 @@ from quantize.qdq import require_float
 from quantize.ranges import Calibrator
 from quantize.variant import MODEL, Variant
 
+if TYPE_CHECKING:
+    from distill.student import Student
+
+
+@dataclass(frozen=True)
+class Training:
+    """What schemes need that train the student, from who has its data.
+
+    Attributes:
+        student: in float.
+        teach: takes the scheme's name and a fake-quantized student, whose network it trains; returns how it did that.
+        raw: ``(samples, ...)`` the run's first test samples as the graph takes them.
+    """
+
+    student: Student
+    teach: Callable[[str, Student], dict[str, Any]]
+    raw: NDArray[Any]
+
 
 @dataclass(frozen=True)
 class Material:
@@ -30,12 +49,14 @@ class Material:
         calibration: real samples, or loudly marked random ones.
         calibrator: how ONNX Runtime's static scheme turns what it sees into ranges.
         exclude: names of layers that stay in float.
+        training: for schemes that train the student; None where there is only a graph.
     """
 
     source: Variant
     calibration: Calibration
     calibrator: Calibrator = "minmax"
     exclude: tuple[str, ...] = ()
+    training: Training | None = None
 
     def model(self) -> onnx.ModelProto:
         """The source's graph."""

@@ -66,10 +66,10 @@ def test_int8_keeps_the_logits_and_packs_the_embeddings(exported, tmp_path):
     assert embedding.itemsize == 1
 
 
-def test_onnxruntime_computes_what_was_trained_in_int8(exported, tmp_path):
-    """OpenVINO is several steps off on text students in int8, however they were quantized: the gate's parity tells."""
+def test_both_runtimes_compute_what_was_trained_in_int8(exported, tmp_path):
     student, variant, ids = exported
-    require_what_was_trained(student, variant, ids, tmp_path, openvino_too=False)
+    # OpenVINO 2026.4 answers wrongly from a batch's 65th row on, in every int8 graph with an embedding.
+    require_what_was_trained(student, variant, ids[:64], tmp_path)
 
 
 def test_a_text_student_survives_the_disk_with_its_tokenizer(exported, tmp_path):

@@ -9,15 +9,21 @@ import onnx
 import onnxruntime
 import openvino
 import torch
+from onnx import numpy_helper
 
 from distill.student import Student, student_outputs
-from quantize.qat.export import export_int8, parity
-from quantize.qat.twin import Twin, fake_quantized
+from quantize.qat.export import parity
+from quantize.qat.twin import Twin
+from quantize.schemes.base import Training
 from quantize.variant import Variant
 from tests.quantizing import quantized
 
 # Of what torch computes, in steps of the output's 256 levels. Sums in another order round other numbers up.
 MOST_MEAN_STEPS, MOST_STEPS = 1.0, 4.0
+
+
+def initializers(variant: Variant) -> dict[str, np.ndarray]:
+    return {tensor.name: numpy_helper.to_array(tensor) for tensor in onnx.load(variant.model).graph.initializer}
 
 
 def twin_of(student: Student) -> Twin:
@@ -49,20 +55,30 @@ def openvino_outputs(variant: Variant, raw: np.ndarray) -> np.ndarray:
     return model({variant.input.name: raw})[0]
 
 
-def require_what_was_trained(
-    student: Student, exact: Variant, raw: np.ndarray, folder: Path, *, openvino_too: bool = True
-) -> None:
-    """Trains in int8, exports, and holds runtimes to what torch says; the graph is that of post-training int8."""
+def require_what_was_trained(student: Student, exact: Variant, raw: np.ndarray, folder: Path) -> None:
+    """Trains in int8, exports, and holds both runtimes to what torch says; the graph is that of post-training int8."""
     int8 = quantized(exact, raw, folder / "int8")
-    rounded = fake_quantized(student, exact, int8)
-    learn_something(rounded, raw)
-    trained = export_int8(rounded, int8, raw, folder / "int8-qat", "int8-qat", {})
-    wanted = np.concatenate(list(student_outputs(rounded, raw)))
-    before = np.concatenate(list(student_outputs(fake_quantized(student, exact, int8), raw)))
-    assert parity(rounded, wanted, before).max_steps > MOST_STEPS
-    for run in (onnxruntime_outputs, *([openvino_outputs] if openvino_too else [])):
+    before, learned = [], []
+
+    def teach(scheme: str, rounded: Student) -> dict[str, str]:
+        before.append(answers(rounded, raw))
+        learn_something(rounded, raw)
+        learned.append(rounded)
+        return {"scheme": scheme}
+
+    training = Training(student, teach, raw)
+    trained = quantized(exact, raw, folder / "int8-qat", "int8-qat", training=training)
+    (rounded,), wanted = learned, answers(learned[0], raw)
+    assert parity(rounded, wanted, before[0]).max_steps > MOST_STEPS
+    for run in (onnxruntime_outputs, openvino_outputs):
         found = parity(rounded, wanted, run(trained, raw))
-        assert found.mean_steps <= MOST_MEAN_STEPS, (run.__name__, found)
-        assert found.max_steps <= MOST_STEPS, (run.__name__, found)
+        assert found.mean_steps <= MOST_MEAN_STEPS, run
+        assert found.max_steps <= MOST_STEPS, run
     nodes = [[node.SerializeToString() for node in onnx.load(v.model).graph.node] for v in (int8, trained)]
     assert nodes[0] == nodes[1]
+    assert trained.facts["scheme"] == trained.scheme == "int8-qat"
+
+
+def answers(student: Student, raw: np.ndarray) -> np.ndarray:
+    """What the torch student says."""
+    return np.concatenate(list(student_outputs(student, raw)))
