@@ -51,7 +51,17 @@ def export_student(student: Student, folder: Path) -> Variant:
         temporary.mkdir()
         onnx.save(model, temporary / MODEL)
     variant = Variant(
-        "fp32", "fp32", "fp32", "torch", folder, spec, student.spec.output, OPSET, float_nodes, answer_nodes, modules
+        name="fp32",
+        scheme="fp32",
+        precision="fp32",
+        backend="torch",
+        folder=folder,
+        input=spec,
+        output=student.spec.output,
+        opset=OPSET,
+        float_nodes=float_nodes,
+        answer_nodes=answer_nodes,
+        modules=modules,
     )
     variant.save()
     return variant

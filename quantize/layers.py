@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import onnx
 
 from mst_edge.core.errors import UserError, unknown_name
 
 # Operators that carry a network's weights, or multiply activations with one another.
-_HEADS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+_FLOATS = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16)
 
 
 @dataclass(frozen=True)
 class Layer:
-    """A convolution or matrix product, and what follows it up to the next one.
+    """A convolution, matrix product or table of embeddings, and what follows it up to the next one.
 
     Attributes:
         name: dotted path of the torch module that it was, where that is known; else the name of its node.
@@ -40,31 +41,38 @@ def quantizable_types() -> frozenset[str]:
 def layers_of(model: onnx.ModelProto, modules: Mapping[str, str], float_nodes: Collection[str] = ()) -> list[Layer]:
     """Layers in the order in which they run; ``float_nodes`` belong to none.
 
-    A node that is no head belongs to the layer that feeds it and starts last.
+    A node that is no head belongs to the layer that feeds it and starts last, or to the first one if none does.
 
     Args:
         modules: node name to dotted path of the torch module that it comes from.
     """
+    tables = {tensor.name for tensor in model.graph.initializer if tensor.data_type in _FLOATS}
     heads: list[onnx.NodeProto] = []
     members: list[list[onnx.NodeProto]] = []
+    before: list[onnx.NodeProto] = []
     owner: dict[str, int] = {}  # tensor to number of its layer
     for node in model.graph.node:
         if node.name in float_nodes:
             continue
-        if node.op_type in _HEADS:
+        if node.op_type in WEIGHTED or (node.op_type == "Gather" and node.input[0] in tables):
             number = len(heads)
             heads.append(node)
             members.append([])
         else:
             number = max((owner[name] for name in node.input if name in owner), default=-1)
-        if number >= 0:
+        if number < 0:
+            before.append(node)
+        else:
             members[number].append(node)
             owner.update(dict.fromkeys(node.output, number))
     names = _names(heads, modules)
-    return [
+    found = [
         Layer(name, head.op_type, tuple(node.name for node in nodes), nodes[-1].output[0])
         for name, head, nodes in zip(names, heads, members, strict=True)
     ]
+    if found:
+        found[0] = replace(found[0], nodes=(*found[0].nodes, *(node.name for node in before)))
+    return found
 
 
 def _names(heads: Sequence[onnx.NodeProto], modules: Mapping[str, str]) -> list[str]:

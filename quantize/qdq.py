@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 
 from mst_edge.core.machine import this_machine
-from quantize.layers import quantizable_types
+from quantize.layers import WEIGHTED, quantizable_types
 from quantize.ranges import Range
 
 
@@ -71,6 +71,15 @@ def require_float(model: onnx.ModelProto, names: Collection[str]) -> None:
     for node in model.graph.node:
         if node.name in names and dequantized & set(node.input):
             raise RuntimeError(f"node {node.name}, which must stay in float, was quantized")
+
+
+def in_float(model: onnx.ModelProto) -> Iterator[str]:
+    """Names of convolutions and products whose weights are float although what they read was int8."""
+    constants = {tensor.name for tensor in model.graph.initializer if tensor.data_type == onnx.TensorProto.FLOAT}
+    dequantized = {out for node in model.graph.node if node.op_type == "DequantizeLinear" for out in node.output}
+    for node in model.graph.node:
+        if node.op_type in WEIGHTED and node.input[0] in dequantized and node.input[1] in constants:
+            yield node.name
 
 
 @contextmanager

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from mst_edge.core.errors import UserError
 from quantize.calibration import Calibration
+from quantize.variant import ROUNDS_WEIGHTS
 
 Calibrator = Literal["minmax", "percentile", "entropy", "mse"]
 _BINS = 2048
@@ -93,10 +94,13 @@ class Probe:
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
         self._session = onnxruntime.InferenceSession(
-            tapped.SerializeToString(), options, providers=["CPUExecutionProvider"]
+            tapped.SerializeToString(),
+            options,
+            providers=["CPUExecutionProvider"],
+            disabled_optimizers=[ROUNDS_WEIGHTS],
         )
         batch = self._session.get_inputs()[0].shape[0]
-        self._batch = batch if isinstance(batch, int) else 0
+        self.batch = batch if isinstance(batch, int) else 0
 
     def one(self, inputs: NDArray[Any]) -> dict[str, NDArray[Any]]:
         """Values of the tensors for one batch."""
@@ -104,9 +108,9 @@ class Probe:
 
     def run(self, calibration: Calibration) -> Iterator[dict[str, NDArray[Any]]]:
         """Values for all samples, in portions that hold at most 64 MB of activations where one sample does."""
-        size = self._batch or self._fitting(calibration)
+        size = self.batch or self._fitting(calibration)
         for batch in calibration.batches(size):
-            if self._batch and len(batch) < self._batch:
+            if self.batch and len(batch) < self.batch:
                 return  # a graph of fixed batch cannot take what is left over
             yield self.one(batch)
 

@@ -12,6 +12,9 @@ from mst_edge.core.scoring import OutputSpec
 
 MODEL, SIDECAR = "model.onnx", "variant.json"
 OUTPUTS = "torch_outputs.npy"
+# The optimizer with which ONNX Runtime rounds float weights between int8 layers to 8 bits per tensor, unasked
+# (microsoft/onnxruntime#22969).
+ROUNDS_WEIGHTS = "WeightBiasQuantization"
 
 
 def is_float(precision: str) -> bool:
@@ -44,6 +47,7 @@ class Variant:
         output: what the graph's one output means.
         float_nodes: names of the nodes that stay in float32: the front end, and ``answer_nodes``.
         answer_nodes: names of the nodes after the network, which bring numbers to their own units.
+        in_float: names of the nodes with weights that stay in float between int8 ones.
         modules: node name to dotted path of the torch module that it comes from, where that is known.
         facts: how it was made (options, calibration).
     """
@@ -58,6 +62,7 @@ class Variant:
     opset: int
     float_nodes: tuple[str, ...] = ()
     answer_nodes: tuple[str, ...] = ()
+    in_float: tuple[str, ...] = ()
     modules: dict[str, str] = field(default_factory=dict)
     facts: dict[str, Any] = field(default_factory=dict)
 
@@ -106,5 +111,6 @@ def load_variant(folder: Path) -> Variant:
             "output": OutputSpec.from_dict(record["output"]),
             "float_nodes": tuple(record["float_nodes"]),
             "answer_nodes": tuple(record["answer_nodes"]),
+            "in_float": tuple(record["in_float"]),
         }
     )

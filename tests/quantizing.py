@@ -21,5 +21,5 @@ def keep(samples: np.ndarray, folder: Path, **about: Any) -> Calibration:
 def quantized(source: Variant, samples: np.ndarray, folder: Path, scheme: str = "int8-static", **more: Any) -> Variant:
     """The variant that a scheme makes, with 8-bit weights whether or not this CPU has VNNI."""
     calibration = keep(samples, folder.with_name(f"{folder.name}-calibration"))
-    with mock.patch("quantize.schemes.int8_static.needs_reduced_range", return_value=False):
+    with mock.patch("quantize.assignment.needs_reduced_range", return_value=False):
         return SCHEMES.get(scheme)().make(Material(source, calibration, **more), folder)

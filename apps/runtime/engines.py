@@ -46,7 +46,12 @@ class OnnxRuntimeEngine(Engine):
         settings.inter_op_num_threads = 1
         settings.log_severity_level = 3
         try:
-            self._session = onnxruntime.InferenceSession(str(model), settings, providers=["CPUExecutionProvider"])
+            self._session = onnxruntime.InferenceSession(
+                str(model),
+                settings,
+                providers=["CPUExecutionProvider"],
+                disabled_optimizers=list(options.get("disabled_optimizers", [])),
+            )
         except Exception as error:  # onnxruntime raises a class of its own per failure
             raise BundleError(f"ONNX Runtime cannot load the model ({error})", where=model) from error
         (self._input,) = (value.name for value in self._session.get_inputs())

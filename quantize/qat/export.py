@@ -14,7 +14,7 @@ from onnx import numpy_helper
 
 from distill.student import InUnits, Student, student_outputs
 from quantize.qat.twin import Twin
-from quantize.variant import OUTPUTS
+from quantize.variant import OUTPUTS, ROUNDS_WEIGHTS
 
 _BATCH = 4
 
@@ -86,7 +86,9 @@ def _twin(student: Student) -> Twin:
 def _run(model: Path, samples: NDArray[Any]) -> NDArray[Any]:
     import onnxruntime
 
-    session = onnxruntime.InferenceSession(str(model), providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(
+        str(model), providers=["CPUExecutionProvider"], disabled_optimizers=[ROUNDS_WEIGHTS]
+    )
     name = session.get_inputs()[0].name
     batches = (samples[start : start + _BATCH] for start in range(0, len(samples), _BATCH))
     return np.concatenate([session.run(None, {name: np.array(batch)})[0] for batch in batches])

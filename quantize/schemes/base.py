@@ -17,7 +17,7 @@ from mst_edge.core.files import atomic_path
 from mst_edge.core.registry import Registry
 from quantize.calibration import Calibration
 from quantize.layers import Layer, layers_of, nodes_of
-from quantize.qdq import require_float
+from quantize.qdq import in_float, require_float
 from quantize.ranges import Calibrator
 from quantize.variant import MODEL, Variant
 
@@ -116,7 +116,8 @@ class Scheme(ABC):
             temporary.mkdir()
             facts = self._write(material, temporary / MODEL)
             # What comes after the network reads what the network has in eight bits; it computes in float.
-            require_float(onnx.load(temporary / MODEL), set(source.float_nodes) - set(source.answer_nodes))
+            made = onnx.load(temporary / MODEL)
+            require_float(made, set(source.float_nodes) - set(source.answer_nodes))
         if self.uses_samples:
             facts = {**facts, "calibration_samples": len(material.calibration), "real": material.calibration.real}
         if material.exclude:
@@ -128,6 +129,7 @@ class Scheme(ABC):
             precision=self.precision,
             backend=self.backend,
             folder=folder,
+            in_float=tuple(in_float(made)),
             facts=facts,
         )
         variant.save()

@@ -13,9 +13,8 @@ import onnx
 from numpy.typing import NDArray
 
 from quantize.calibration import Calibration
+from quantize.layers import WEIGHTED
 from quantize.schemes.base import SCHEMES, Material, Scheme, require_types
-
-_HEADS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 
 
 @SCHEMES.register("int8-nncf")
@@ -30,7 +29,7 @@ class Int8Nncf(Scheme):
 
     def _write(self, material: Material, out: Path) -> dict[str, Any]:
         model = material.model()
-        require_types(model, _HEADS, self.name)
+        require_types(model, WEIGHTED, self.name)
         with _quiet():
             import nncf
 

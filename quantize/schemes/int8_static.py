@@ -6,11 +6,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from quantize.qdq import needs_reduced_range, quantize_with_ranges
-from quantize.ranges import find_ranges
+from quantize.assignment import Assignable
+from quantize.layers import WEIGHTED
 from quantize.schemes.base import SCHEMES, Material, Scheme, require_types
-
-_HEADS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 
 
 @SCHEMES.register("int8-static")
@@ -29,23 +27,13 @@ class Int8Static(Scheme):
     symmetric = False
 
     def _write(self, material: Material, out: Path) -> dict[str, Any]:
-        model = material.model()
-        require_types(model, _HEADS, self.name)
-        float_nodes = material.source.float_nodes
-        ranges = find_ranges(model, material.source.input.name, material.calibration, material.calibrator, float_nodes)
-        reduce_range = needs_reduced_range()
-        quantize_with_ranges(
-            model,
-            ranges,
-            out,
-            keep=material.kept(model),
-            reduce_range=reduce_range,
-            symmetric=self.symmetric,
-        )
+        require_types(material.model(), WEIGHTED, self.name)
+        assignable = Assignable.of(material, symmetric=self.symmetric)
+        assignable.write(out)
         return {
             "calibrator": material.calibrator,
-            "reduce_range": reduce_range,
-            "ranges": {name: asdict(found) for name, found in ranges.items()},
+            "reduce_range": assignable.reduce_range,
+            "ranges": {name: asdict(found) for name, found in assignable.ranges.items()},
         }
 
 

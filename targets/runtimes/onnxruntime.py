@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from apps.runtime.engines import OnnxRuntimeEngine
-from quantize.variant import MODEL, Variant
+from quantize.variant import MODEL, ROUNDS_WEIGHTS, Variant
 from targets.runtimes.engine import EngineRuntime
 from targets.spec import Probe
 
 
 class OnnxRuntime(EngineRuntime):
-    """Runs the variant's ONNX file as it is; the graph is optimised at load."""
+    """Runs the variant's ONNX file as it is; the graph is optimised at load, but what is float stays float."""
 
     name = "onnxruntime"
     engine = OnnxRuntimeEngine
@@ -26,4 +26,4 @@ class OnnxRuntime(EngineRuntime):
 
     def _build(self, variant: Variant, precision: str, folder: Path) -> tuple[str, Mapping[str, Any]]:
         shutil.copyfile(variant.model, folder / MODEL)
-        return MODEL, {}
+        return MODEL, {"disabled_optimizers": [ROUNDS_WEIGHTS]} if variant.in_float else {}

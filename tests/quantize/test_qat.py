@@ -106,7 +106,7 @@ def test_every_weight_and_every_range_gets_a_gradient_and_what_is_no_parameter_d
 
 def test_seven_bit_weights_stay_within_seven_bits(tcn, tmp_path, monkeypatch):
     student, exact, _, raw = tcn
-    monkeypatch.setattr("quantize.schemes.int8_static.needs_reduced_range", lambda: True)
+    monkeypatch.setattr("quantize.assignment.needs_reduced_range", lambda: True)
     int8 = SCHEMES.get("int8-static")().make(Material(exact, keep(raw, tmp_path / "c")), tmp_path / "int8")
     rounded = fake_quantized(student, exact, int8.model)
     learn_something(rounded, raw, steps=10, lr=3e-2)
