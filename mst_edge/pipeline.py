@@ -86,7 +86,7 @@ def run_recipe(recipe: Recipe, run: RunFolder, options: RunOptions, watcher: Wat
     if not processes.first:
         return {"gate": _overall([])}
     deployed = []
-    made: dict[str, Any] = {"variants": [], "skipped": []}
+    made: dict[str, Any] = {"variants": [], "skipped": [], "sensitivity": None}
     if options.until != "distill":
         made = run.stage_result(variants.STAGE) or _make_variants(recipe, data, run, options.device, watcher)
         loaded = variants.load_variants(run, made)
@@ -103,6 +103,7 @@ def run_recipe(recipe: Recipe, run: RunFolder, options: RunOptions, watcher: Wat
         "distill": trained,
         "variants": made["variants"],
         "skipped_schemes": made["skipped"],
+        "sensitivity": made["sensitivity"],
         "targets": deployed,
         "gate": _overall(deployed),
         "provenance": provenance(recipe_sha256=recipe.sha256(), data_sha256=data.dataset.fingerprint, seed=recipe.seed),

@@ -134,10 +134,12 @@ class QatSection(Section):
 
 
 class QuantizeSection(Section):
-    """Schemes to make beside fp32; layers named in ``exclude`` stay in float in all of them."""
+    """Schemes to make beside fp32; layers named in ``exclude`` stay in float in all of them. ``sensitivity`` asks what
+    int8 does to each layer."""
 
     schemes: tuple[str, ...] = ("int8-static", "int8-nncf")
     exclude: tuple[str, ...] = ()
+    sensitivity: bool = True
     calibration: CalibrationSection = CalibrationSection()
     qat: QatSection = QatSection()
 

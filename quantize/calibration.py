@@ -15,7 +15,7 @@ from mst_edge.core.errors import UserError
 from mst_edge.core.files import atomic_path, read_json, write_json
 
 FOLDER = "calibration"
-_SAMPLES, _ABOUT = "inputs.npy", "calibration.json"
+_SAMPLES, _TARGET, _ABOUT = "inputs.npy", "target.npy", "calibration.json"
 _AT_ONCE = 256
 
 
@@ -24,7 +24,7 @@ class Calibration:
     """Samples on disk, as the graph takes them: any device can repeat a calibration with them.
 
     Attributes:
-        folder: holds ``inputs.npy`` ``(count, *shape)`` and ``calibration.json``.
+        folder: holds ``inputs.npy`` ``(count, *shape)``, ``calibration.json``, and ``target.npy`` where it is known.
         real: whether they were recorded. With random ones, ranges are wrong and so is every accuracy.
     """
 
@@ -35,6 +35,17 @@ class Calibration:
     def inputs(self) -> NDArray[Any]:
         """``(count, *shape)``, memory-mapped."""
         return np.load(self.folder / _SAMPLES, mmap_mode="r", allow_pickle=False)
+
+    @property
+    def target(self) -> NDArray[Any] | None:
+        """``(count, ...)``: what is right; None where nobody said."""
+        file = self.folder / _TARGET
+        return np.load(file, mmap_mode="r", allow_pickle=False) if file.is_file() else None
+
+    @property
+    def file(self) -> Path:
+        """The samples as a file."""
+        return self.folder / _SAMPLES
 
     def __len__(self) -> int:
         return len(self.inputs)
@@ -65,12 +76,14 @@ def save_calibration(
     read: Callable[[slice], NDArray[Any]],
     *,
     real: bool = True,
+    target: NDArray[Any] | None = None,
     about: dict[str, Any] | None = None,
 ) -> Calibration:
     """Writes samples to ``folder`` in portions, so that memory does not grow with their number.
 
     Args:
         read: gives samples of a slice as the graph takes them.
+        target: ``(count, ...)``, where it is known.
         about: where they come from, kept beside them.
     """
     with atomic_path(folder) as temporary:
@@ -82,6 +95,8 @@ def save_calibration(
             portion = slice(start, min(count, start + _AT_ONCE))
             out[portion] = read(portion)
         out.flush()
+        if target is not None:
+            np.save(temporary / _TARGET, target, allow_pickle=False)
         write_json(temporary / _ABOUT, {"real": real, "samples": count, **(about or {})})
     return Calibration(folder, real)
 

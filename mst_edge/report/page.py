@@ -13,7 +13,7 @@ import jinja2
 import yaml
 
 from mst_edge.core.files import read_json, write_text
-from mst_edge.report import svg
+from mst_edge.report import layers, svg
 from mst_edge.report.table import model_name, short_verdict
 from mst_edge.run_folder import RunFolder
 
@@ -38,6 +38,7 @@ def write_report(run: RunFolder) -> Path:
         teachers=result["distill"]["teachers"],
         certainty=result["distill"]["certainty"],
         routing=_routing(result),
+        sensitivity=_sensitivity(result),
         targets=[_target(target, result) for target in result["targets"]],
         recipe=yaml.safe_dump(result["recipe"], sort_keys=False),
         provenance=json.dumps(result["provenance"], indent=2),
@@ -138,6 +139,21 @@ def _routing(result: Mapping[str, Any]) -> dict[str, Any] | None:
         for style, row in enumerate(teachers)
     ]
     return {"chart": chart, "teachers": rows}
+
+
+def _sensitivity(result: Mapping[str, Any]) -> dict[str, Any] | None:
+    """What int8 does to each layer."""
+    found = result["sensitivity"]
+    if found is None:
+        return None
+    return {
+        "advice": layers.sensitivity_advice(found),
+        "chart": layers.sensitivity_chart(found),
+        "headings": layers.HEADINGS,
+        "rows": layers.sensitivity_rows(found),
+        "recipe": layers.recipe_lines(found) if found["exclude"] else "",
+        "samples": found["samples"],
+    }
 
 
 def _target(target: Mapping[str, Any], result: Mapping[str, Any]) -> dict[str, Any]:

@@ -153,25 +153,37 @@ def lines(
     x_label: str,
     y_label: str,
     styles: Mapping[str, int],
+    show: Callable[[float], str] | None = None,
+    limit: float | None = None,
     width: int = 826,
     height: int = 300,
 ) -> str:
-    """One line per series of (epoch, share); shares are shown in percent."""
-    last = max(epoch for points in series.values() for epoch, _ in points)
+    """One line per series of (number, value).
+
+    Args:
+        show: a value in words; percent unless told.
+        limit: a value to mark; below it is shaded.
+    """
+    numbers = [number for points in series.values() for number, _ in points]
     every = [value for points in series.values() for _, value in points]
     low, high = min(every), max(every)
     pad = 0.06 * (high - low) or 0.05
-    frame = _Frame(width, height, (1, max(2, last)), (max(0.0, low - pad), high + pad))
-    parts = [_axes(frame, x_label, y_label, lambda v: f"{v:.0f}", _percent(frame.y))]
+    first = min(numbers)
+    bottom = low - pad if low < 0 else max(0.0, low - pad)
+    frame = _Frame(width, height, (first, max(first + 1, *numbers)), (bottom, high + pad))
+    parts = [_axes(frame, x_label, y_label, lambda v: f"{v:.0f}", show or _percent(frame.y))]
+    if limit is not None and frame.y[0] < limit < frame.y[1]:
+        parts.append(_limit_y(frame, limit, below=True))
+    said = show or "{:.1%}".format
     for name, points in series.items():
-        path = " ".join(f"{frame.px(epoch):.1f},{frame.py(value):.1f}" for epoch, value in points)
+        path = " ".join(f"{frame.px(number):.1f},{frame.py(value):.1f}" for number, value in points)
         dots = "".join(
-            f'<circle cx="{frame.px(epoch):.1f}" cy="{frame.py(value):.1f}" r="7" class="hit">'
-            f"<title>{escape(name)}, epoch {epoch}: {value:.1%}</title></circle>"
-            for epoch, value in points
+            f'<circle cx="{frame.px(number):.1f}" cy="{frame.py(value):.1f}" r="7" class="hit">'
+            f"<title>{escape(name)}, {escape(x_label)} {number}: {said(value)}</title></circle>"
+            for number, value in points
         )
         parts.append(
-            f'<g class="series c{styles[name]}"><title>{escape(name)}: {points[-1][1]:.1%} at the end</title>'
+            f'<g class="series c{styles[name]}"><title>{escape(name)}: {said(points[-1][1])} at the end</title>'
             f'<polyline points="{path}"/>{dots}</g>'
         )
     return _svg(width, height, parts)

@@ -8,6 +8,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from mst_edge.report.layers import sensitivity_advice
 from mst_edge.run_folder import RunFolder
 
 
@@ -20,6 +21,9 @@ def print_result(result: dict[str, Any], run: RunFolder, console: Console | None
         console.print(errors, highlight=False)
     for entry in result["skipped_schemes"]:
         console.print(f"{entry['id']}: not made, {entry['reason']}", highlight=False)
+    if result["sensitivity"] and result["sensitivity"]["exclude"]:
+        console.print(sensitivity_advice(result["sensitivity"]), highlight=False)
+        console.print(f"their names, for quantize.exclude: {run.variants / 'sensitivity.md'}", highlight=False)
     for target in result["targets"]:
         console.print(_builds(target))
         _verdict(console, target, run)

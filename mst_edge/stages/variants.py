@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,13 +17,15 @@ from mst_edge.run_folder import RunFolder
 from mst_edge.stages.data import Data, save_evaluation
 from mst_edge.stages.distill import save_predictions
 from mst_edge.stages.qat import training_for
+from mst_edge.stages.sensitivity import report_sensitivity
 from quantize.calibration import FOLDER, Calibration, choose, save_calibration
 from quantize.export import export_student
 from quantize.schemes.base import SCHEMES, Material, UnfitError
 from quantize.variant import Variant, load_variant
 
-STAGE = "variants"
+STAGE, TUNING = "variants", "tuning"
 PARITY_SAMPLES = 64
+_JUDGED = 64
 _BATCH, _DENSE_BATCH = 256, 4
 
 
@@ -42,16 +45,19 @@ def run_variants(recipe: Recipe, data: Data, run: RunFolder, lab: Callable[[], L
     ids = choose(data.dataset, data.splits["train"], said.calibration.samples, recipe.seed)
     material = Material(
         source=export_student(student, run.variants / "fp32"),
-        calibration=_keep(run, data, student, ids),
+        calibration=_keep(run.variants / FOLDER, data, student, ids),
         calibrator=said.calibration.calibrator,
         exclude=said.exclude,
         training=training_for(recipe, lab, student, inputs[:PARITY_SAMPLES]),
     )
     made, skipped = make_variants(material, said.schemes, run)
+    judged = choose(data.dataset, data.splits["val"], _JUDGED, recipe.seed)
+    samples = _keep(run.variants / TUNING, data, student, judged)
     record = {
         "variants": [_row(variant) for variant in [material.source, *made]],
         "skipped": skipped,
         "calibration_samples": len(ids),
+        "sensitivity": report_sensitivity(material, samples, run.variants) if said.sensitivity else None,
     }
     run.finish_stage(STAGE, record)
     return record
@@ -75,14 +81,15 @@ def make_variants(
     return made, skipped
 
 
-def _keep(run: RunFolder, data: Data, student: Student, ids: NDArray[np.int64]) -> Calibration:
-    """Calibration samples as the graph takes them."""
+def _keep(folder: Path, data: Data, student: Student, ids: NDArray[np.int64]) -> Calibration:
+    """Samples as the graph takes them, with what is right."""
     modality = student.spec.modality.name
 
     def read(portion: slice) -> NDArray[Any]:
         return student.frontend.host(data.dataset.read(modality, ids[portion]))
 
-    return save_calibration(run.variants / FOLDER, len(ids), read, about={"ids": ids.tolist()})
+    target = np.asarray(data.dataset.target[ids])
+    return save_calibration(folder, len(ids), read, target=target, about={"ids": ids.tolist()})
 
 
 def load_variants(run: RunFolder, record: dict[str, Any]) -> list[Variant]:

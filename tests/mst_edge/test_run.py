@@ -18,6 +18,7 @@ import yaml
 from apps.runtime import Bundle
 from distill.methods.base import Method
 from distill.training.checkpoint import load_tensors
+from mst_edge.core.files import read_json
 from tests.conftest import ROOT, mst_edge, write_arrays, write_small_recipe
 
 
@@ -74,6 +75,21 @@ def test_the_router_is_reported_per_teacher(finished_run):
     assert [row["name"] for row in teachers][:2] == ["multimodal:fused", "multimodal:hidden"]
     for epoch in zip(*(row["use"] for row in teachers), strict=True):
         assert sum(epoch) == pytest.approx(1, abs=1e-5)
+
+
+def test_every_layer_is_in_the_sensitivity_report(finished_run):
+    found = read_json(finished_run / "variants" / "sensitivity.json")
+    said = (finished_run / "variants" / "sensitivity.md").read_text(encoding="utf-8")
+    assert found["layers"]
+    assert all(f"| {row['name']} | {row['op']} | {row['alone_db']:.1f} dB |" in said for row in found["layers"])
+    assert (finished_run / "variants" / "sensitivity.svg").read_text(encoding="utf-8").startswith("<svg")
+    page = (finished_run / "report.html").read_text(encoding="utf-8")
+    assert "What int8 does to each layer" in page
+    # Judged on samples that trained nothing and calibrated nothing.
+    kept = [
+        set(read_json(finished_run / "variants" / f / "calibration.json")["ids"]) for f in ("calibration", "tuning")
+    ]
+    assert not kept[0] & kept[1]
 
 
 def test_the_bundle_predicts_what_the_student_predicted(finished_run):

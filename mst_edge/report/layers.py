@@ -1,0 +1,82 @@
+"""What int8 does to each layer: as a table, a chart, and lines for the recipe."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from mst_edge.report import svg
+
+HEADINGS = (
+    "layer",
+    "kind",
+    "SQNR of the output, this layer alone",
+    "of the layer itself",
+    "with it and all above in float",
+    "range",
+    "saturated",
+    "range used",
+)
+
+
+def sensitivity_rows(found: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    """The cells of a table, in the order of the headings."""
+    return [
+        (
+            row["name"],
+            row["op"],
+            f"{row['alone_db']:.1f} dB",
+            f"{row['own_db']:.1f} dB",
+            f"{row['without_db']:.1f} dB",
+            f"{row['low']:.3g} to {row['high']:.3g}",
+            f"{row['saturated']:.2%}",
+            f"{row['used']:.0%}",
+        )
+        for row in found["layers"]
+    ]
+
+
+def sensitivity_chart(found: Mapping[str, Any]) -> str:
+    """SQNR of the network's output by the number of most sensitive layers that stay in float."""
+    curve = [found["all_db"], *(row["without_db"] for row in found["layers"])]
+    # All layers but a few in float say nothing about int8, and their decibels flatten the rest.
+    shown = curve[: max(2, len(curve) * 3 // 4)]
+    return svg.lines(
+        {"int8": list(enumerate(shown))},
+        x_label="most sensitive layers left in float",
+        y_label="SQNR of the output, dB",
+        styles={"int8": 0},
+        show=lambda db: f"{db:.0f} dB",
+        limit=found["enough_db"],
+    )
+
+
+def sensitivity_advice(found: Mapping[str, Any]) -> str:
+    """What to make of it, in a sentence."""
+    count, before = len(found["exclude"]), f"{found['all_db']:.1f} dB"
+    if not count:
+        return f"int8 leaves {before} of signal to noise in the output: no layer needs to stay in float."
+    after = found["layers"][count - 1]["without_db"]
+    layers = "the most sensitive layer" if count == 1 else f"the {count} most sensitive layers"
+    return f"int8 leaves {before} of signal to noise in the output; with {layers} in float it is {after:.1f} dB."
+
+
+def recipe_lines(found: Mapping[str, Any]) -> str:
+    """The list of layers to leave in float, as the recipe takes it."""
+    return f"quantize:\n  exclude: [{', '.join(found['exclude'])}]"
+
+
+def sensitivity_markdown(found: Mapping[str, Any]) -> str:
+    """The whole report."""
+    table = [HEADINGS, tuple("---" for _ in HEADINGS), *sensitivity_rows(found)]
+    lines = [
+        "# What int8 does to each layer",
+        "",
+        f"{sensitivity_advice(found)} Judged on {found['samples']} samples of the validation split.",
+        "",
+        *(f"| {' | '.join(cells)} |" for cells in table),
+        "",
+    ]
+    if found["exclude"]:
+        lines += ["For the recipe:", "", *(f"    {line}" for line in recipe_lines(found).splitlines()), ""]
+    return "\n".join(lines)
