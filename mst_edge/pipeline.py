@@ -116,7 +116,7 @@ def run_recipe(recipe: Recipe, run: RunFolder, options: RunOptions, watcher: Wat
 def _make_variants(recipe: Recipe, data: Data, run: RunFolder, device: str, watcher: Watcher) -> dict[str, Any]:
     watcher.stage("quantize")
     lab = functools.cache(lambda: make_lab(recipe, data, run.distill, pick_device(device), watcher))
-    return variants.run_variants(recipe, data, run, lab)
+    return variants.run_variants(recipe, data, run, lab, watcher.step)
 
 
 def _overall(deployed: Sequence[dict[str, Any]]) -> str:

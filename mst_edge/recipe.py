@@ -133,6 +133,14 @@ class QatSection(Section):
     lr: Positive = 1e-4
 
 
+class MixedSection(Section):
+    """How far ``int8-mixed`` searches: until trials or minutes are spent. ``samples`` of the validation split judge."""
+
+    trials: Count = 40
+    minutes: Positive = 10.0
+    samples: Count = 1000
+
+
 class QuantizeSection(Section):
     """Schemes to make beside fp32; layers named in ``exclude`` stay in float in all of them. ``sensitivity`` asks what
     int8 does to each layer."""
@@ -142,6 +150,7 @@ class QuantizeSection(Section):
     sensitivity: bool = True
     calibration: CalibrationSection = CalibrationSection()
     qat: QatSection = QatSection()
+    mixed: MixedSection = MixedSection()
 
 
 class AccuracySection(Section):

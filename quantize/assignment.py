@@ -5,13 +5,18 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal, get_args
 
 import onnx
 
-from quantize.layers import Layer
+from quantize.layers import WEIGHTED, Layer
 from quantize.qdq import needs_reduced_range, quantize_with_ranges
 from quantize.ranges import Calibrator, Range, find_ranges
 from quantize.schemes.base import Material
+
+# All operators that have int8 kernels, or only those with weights and products of activations.
+Scope = Literal["all", "weighted"]
+SCOPES: tuple[Scope, ...] = get_args(Scope)
 
 
 @dataclass(frozen=True)
@@ -31,6 +36,7 @@ class Assignable:
     calibrator: Calibrator
     reduce_range: bool
     symmetric: bool = False
+    scope: Scope = "all"
 
     @classmethod
     def of(cls, material: Material, *, symmetric: bool = False) -> Assignable:
@@ -50,6 +56,8 @@ class Assignable:
     def write(self, out: Path, in_float: Collection[str] = ()) -> None:
         """Writes the graph in int8 to ``out``, the layers named ``in_float`` left as they are."""
         left = {node for layer in self.layers if layer.name in in_float for node in layer.nodes}
+        if self.scope == "weighted":
+            left |= {node.name for node in self.model.graph.node if node.op_type not in WEIGHTED}
         quantize_with_ranges(
             self.model,
             self.ranges,

@@ -89,6 +89,11 @@ def find_sensitivity(assignable: Assignable, input_name: str, samples: NDArray[A
     return Sensitivity(all_db, tuple(rows), tuple(chosen), len(judge.samples))
 
 
+def output_sqnr_db(assignable: Assignable, input_name: str, samples: NDArray[Any]) -> float:
+    """SQNR of the network's output on ``samples`` ``(n, *shape)`` with all layers in int8."""
+    return _Judge(assignable, input_name, samples).output_db(())
+
+
 def enough(without_db: Sequence[float]) -> int:
     """How many of the most sensitive layers to leave in float.
 

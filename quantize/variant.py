@@ -48,6 +48,7 @@ class Variant:
         float_nodes: names of the nodes that stay in float32: the front end, and ``answer_nodes``.
         answer_nodes: names of the nodes after the network, which bring numbers to their own units.
         in_float: names of the nodes with weights that stay in float between int8 ones.
+        target: the only target that it is for; empty where it is for all.
         modules: node name to dotted path of the torch module that it comes from, where that is known.
         facts: how it was made (options, calibration).
     """
@@ -63,6 +64,7 @@ class Variant:
     float_nodes: tuple[str, ...] = ()
     answer_nodes: tuple[str, ...] = ()
     in_float: tuple[str, ...] = ()
+    target: str = ""
     modules: dict[str, str] = field(default_factory=dict)
     facts: dict[str, Any] = field(default_factory=dict)
 

@@ -132,6 +132,22 @@ def compare_accuracy(
     )
 
 
+def shortfall(accuracy: Accuracy, goal: AccuracyGoal) -> float:
+    """How far an accuracy misses its goal, as a share; 0 where it is met. Of several limits, the one missed most."""
+    drop, relative = accuracy.drop, accuracy.relative_drop
+    bounds = (drop.high, relative.high) if goal.confident else (drop.estimate, relative.estimate)
+    missed = [0.0]
+    if goal.min is not None:
+        missed.append(goal.min - accuracy.value)
+    if goal.max is not None:
+        missed.append(accuracy.value - goal.max)
+    if goal.max_drop_points is not None:
+        missed.append(bounds[0] - goal.max_drop_points / 100)
+    if goal.max_relative_drop_percent is not None:
+        missed.append(bounds[1] - goal.max_relative_drop_percent / 100)
+    return max(missed)
+
+
 def judge(candidates: Sequence[Candidate], goals: Goals) -> list[Verdict]:
     """One verdict per candidate, in their order; at most one is ``chosen``.
 

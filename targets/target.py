@@ -57,7 +57,7 @@ class Target:
             if not probe.available:
                 yield Skipped(name, probe.reason)
                 continue
-            for variant in variants:
+            for variant in (one for one in variants if one.target in ("", self.spec.name)):
                 for precision in runtime.precisions(variant):
                     label = runtime.label(variant, precision)
                     build = runtime.build(variant, precision, threads, folder / f"{name}-{label}")

@@ -80,3 +80,16 @@ def sensitivity_markdown(found: Mapping[str, Any]) -> str:
     if found["exclude"]:
         lines += ["For the recipe:", "", *(f"    {line}" for line in recipe_lines(found).splitlines()), ""]
     return "\n".join(lines)
+
+
+def mixed_advice(target: str, facts: Mapping[str, Any]) -> str:
+    """What the search for mixed precision chose on a target, in a sentence or two."""
+    chosen, build = facts["chosen"], facts["chosen"]["build"]
+    count = len(chosen["in_float"])
+    where = f"all {facts['layers']} layers in int8" if not count else f"{count} of {facts['layers']} layers in float"
+    quality = "meets the accuracy goal" if chosen["passes"] else "misses the accuracy goal by least"
+    return (
+        f"{target}: {where}, ranges by {chosen['calibrator']}; {quality} on validation samples with {build['build']}, "
+        f"{build['ratio']:.2f} x the median latency of the float network. "
+        f"The search took {facts['seconds']:.0f} s and ended because {facts['ended']}."
+    )

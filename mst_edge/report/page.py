@@ -39,6 +39,7 @@ def write_report(run: RunFolder) -> Path:
         certainty=result["distill"]["certainty"],
         routing=_routing(result),
         sensitivity=_sensitivity(result),
+        mixed=_mixed(result),
         targets=[_target(target, result) for target in result["targets"]],
         recipe=yaml.safe_dump(result["recipe"], sort_keys=False),
         provenance=json.dumps(result["provenance"], indent=2),
@@ -154,6 +155,19 @@ def _sensitivity(result: Mapping[str, Any]) -> dict[str, Any] | None:
         "recipe": layers.recipe_lines(found) if found["exclude"] else "",
         "samples": found["samples"],
     }
+
+
+def _mixed(result: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """What the searches for mixed precision found, per target."""
+    found = [row for row in result["variants"] if row["target"] and "front" in row["facts"]]
+    return [
+        {
+            "advice": layers.mixed_advice(row["target"], row["facts"]),
+            "in_float": row["facts"]["chosen"]["in_float"],
+            "front": row["facts"]["front"],
+        }
+        for row in found
+    ]
 
 
 def _target(target: Mapping[str, Any], result: Mapping[str, Any]) -> dict[str, Any]:

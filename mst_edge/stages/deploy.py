@@ -15,19 +15,12 @@ from mst_edge.recipe import Recipe
 from mst_edge.run_folder import RunFolder
 from mst_edge.stages.data import Data
 from mst_edge.stages.distill import load_predictions
+from mst_edge.stages.goals import goals_of, protocol_of
 from mst_edge.stages.variants import PARITY_SAMPLES
 from quantize.variant import Variant
 from targets import measure
 from targets.examples import example_files
-from targets.gate import (
-    AccuracyGoal,
-    Candidate,
-    Goals,
-    LatencyGoal,
-    Verdict,
-    compare_accuracy,
-    judge,
-)
+from targets.gate import Candidate, Verdict, compare_accuracy, judge
 from targets.pack import PackedBuild, pack
 from targets.spec import Build
 from targets.target import Skipped, get_target
@@ -49,24 +42,6 @@ class DeployWatcher(Protocol):
     def step(self, text: str) -> None: ...
 
     def busy(self, text: str) -> None: ...
-
-
-def goals_of(recipe: Recipe) -> Goals:
-    """The recipe's goals as the gate takes them."""
-    said = recipe.goals
-    return Goals(
-        accuracy=AccuracyGoal(**said.accuracy.model_dump()),
-        latency=LatencyGoal(**said.latency.model_dump()),
-        max_size_mb=said.max_size_mb,
-        max_memory_mb=said.max_memory_mb,
-        min_int8_speedup=said.min_int8_speedup,
-    )
-
-
-def protocol_of(recipe: Recipe) -> measure.Protocol:
-    """The recipe's way to measure."""
-    said = recipe.measure
-    return measure.Protocol(said.protocol, said.min_runs, said.min_seconds)
 
 
 def stage_name(target: str) -> str:

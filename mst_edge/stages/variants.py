@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,24 +17,28 @@ from mst_edge.recipe import Recipe
 from mst_edge.run_folder import RunFolder
 from mst_edge.stages.data import Data, save_evaluation
 from mst_edge.stages.distill import save_predictions
+from mst_edge.stages.mixed import search_for
 from mst_edge.stages.qat import training_for
 from mst_edge.stages.sensitivity import report_sensitivity
 from quantize.calibration import FOLDER, Calibration, choose, save_calibration
 from quantize.export import export_student
+from quantize.mixed import Search
 from quantize.schemes.base import SCHEMES, Material, UnfitError
 from quantize.variant import Variant, load_variant
 
-STAGE, TUNING = "variants", "tuning"
+STAGE, TUNING, SEARCH = "variants", "tuning", "search"
 PARITY_SAMPLES = 64
-_JUDGED = 64
 _BATCH, _DENSE_BATCH = 256, 4
 
 
-def run_variants(recipe: Recipe, data: Data, run: RunFolder, lab: Callable[[], Lab]) -> dict[str, Any]:
+def run_variants(
+    recipe: Recipe, data: Data, run: RunFolder, lab: Callable[[], Lab], say: Callable[[str], None]
+) -> dict[str, Any]:
     """Exports and quantizes; keeps test inputs and the fp32 student's answers beside.
 
     Args:
         lab: makes the lab in which the student was trained, for schemes that train it further.
+        say: is told what is done.
     """
     student = load_student(run.distill)
     modality = recipe.student.modality
@@ -50,9 +55,13 @@ def run_variants(recipe: Recipe, data: Data, run: RunFolder, lab: Callable[[], L
         exclude=said.exclude,
         training=training_for(recipe, lab, student, inputs[:PARITY_SAMPLES]),
     )
-    made, skipped = make_variants(material, said.schemes, run)
-    judged = choose(data.dataset, data.splits["val"], _JUDGED, recipe.seed)
+    judged = choose(data.dataset, data.splits["val"], said.mixed.samples, recipe.seed)
     samples = _keep(run.variants / TUNING, data, student, judged)
+
+    def search(target: str) -> Search:
+        return search_for(recipe, material.source, samples, target, run.variants / SEARCH / target, say)
+
+    made, skipped = make_variants(material, said.schemes, run, dict.fromkeys(recipe.targets, search))
     record = {
         "variants": [_row(variant) for variant in [material.source, *made]],
         "skipped": skipped,
@@ -64,9 +73,16 @@ def run_variants(recipe: Recipe, data: Data, run: RunFolder, lab: Callable[[], L
 
 
 def make_variants(
-    material: Material, schemes: Sequence[str], run: RunFolder
+    material: Material,
+    schemes: Sequence[str],
+    run: RunFolder,
+    searches: Mapping[str, Callable[[str], Search]],
 ) -> tuple[list[Variant], list[dict[str, str]]]:
-    """A variant per scheme; schemes that do nothing for this model are skipped, with the reason.
+    """A variant per scheme, and per target where a scheme measures; schemes that do nothing for this model are
+    skipped, with the reason.
+
+    Args:
+        searches: by target, what a search on it needs.
 
     Raises:
         UserError: an unknown scheme or layer, or a library that is missing.
@@ -75,7 +91,13 @@ def make_variants(
     for name in schemes:
         scheme = SCHEMES.get(name, where="quantize.schemes")()
         try:
-            made.append(scheme.make(material, run.variants / scheme.folder))
+            if scheme.per_target:
+                made += [
+                    scheme.make(replace(material, search=search(target)), run.variants / f"{scheme.folder}-{target}")
+                    for target, search in searches.items()
+                ]
+            else:
+                made.append(scheme.make(material, run.variants / scheme.folder))
         except UnfitError as error:
             skipped.append({"id": name, "reason": error.problem})
     return made, skipped
@@ -103,6 +125,7 @@ def _row(variant: Variant) -> dict[str, Any]:
         "scheme": variant.scheme,
         "precision": variant.precision,
         "backend": variant.backend,
+        "target": variant.target,
         "opset": variant.opset,
         "size_bytes": variant.model.stat().st_size,
         "float_nodes": len(variant.float_nodes),

@@ -23,6 +23,7 @@ from quantize.variant import MODEL, Variant
 
 if TYPE_CHECKING:
     from distill.student import Student
+    from quantize.mixed import Search
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,7 @@ class Material:
         calibrator: how ONNX Runtime's static scheme turns what it sees into ranges.
         exclude: names of layers that stay in float.
         training: for schemes that train the student; None where there is only a graph.
+        search: for schemes that measure on a target; None where there is none.
     """
 
     source: Variant
@@ -57,6 +59,7 @@ class Material:
     calibrator: Calibrator = "minmax"
     exclude: tuple[str, ...] = ()
     training: Training | None = None
+    search: Search | None = None
 
     def model(self) -> onnx.ModelProto:
         """The source's graph."""
@@ -87,6 +90,7 @@ class Scheme(ABC):
         backend: the library that does the work.
         modules: importable names that it needs beyond the ``quantize`` extra's own.
         uses_samples: whether it looks at calibration samples.
+        per_target: whether it measures, and makes a variant for one target alone.
         summary: for tables: what it does.
         folder: name of its variant's folder.
     """
@@ -96,6 +100,7 @@ class Scheme(ABC):
     backend: ClassVar[str]
     modules: ClassVar[tuple[str, ...]] = ()
     uses_samples: ClassVar[bool] = True
+    per_target: ClassVar[bool] = False
     summary: ClassVar[str]
     folder: ClassVar[str]
 
@@ -130,6 +135,7 @@ class Scheme(ABC):
             backend=self.backend,
             folder=folder,
             in_float=tuple(in_float(made)),
+            target=material.search.target if self.per_target and material.search else "",
             facts=facts,
         )
         variant.save()

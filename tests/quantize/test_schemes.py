@@ -49,7 +49,9 @@ def run(variant, raw):
     return session.run(None, {variant.input.name: raw})[0]
 
 
-FROM_A_GRAPH = [name for name in SCHEMES.names() if not issubclass(SCHEMES.get(name), Int8Qat)]
+FROM_A_GRAPH = [
+    name for name in SCHEMES.names() if not (issubclass(SCHEMES.get(name), Int8Qat) or SCHEMES.get(name).per_target)
+]
 
 
 @pytest.mark.parametrize("name", FROM_A_GRAPH)
@@ -120,6 +122,12 @@ def test_a_name_stands_for_all_layers_below_it(conv):
     assert set(nodes_of(layers, ["network"], "x")) == {node for layer in layers for node in layer.nodes}
     with pytest.raises(UserError, match=r"quantize.exclude: unknown layer 'network.nothing'; .*Known: network\."):
         nodes_of(layers, ["network.nothing"], "quantize.exclude")
+
+
+def test_a_graph_alone_cannot_be_measured(conv, tmp_path):
+    with pytest.raises(UserError, match="int8-mixed measures on a target, which takes a run"):
+        quantized(conv, raw_samples(PHOTO, 8), tmp_path / "mixed", "int8-mixed")
+    assert not (tmp_path / "mixed").exists()
 
 
 def test_random_samples_leave_their_mark(conv, tmp_path):

@@ -3,84 +3,23 @@
 from __future__ import annotations
 
 import numpy as np
-import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from mst_edge.core.scoring import OutputSpec
 from quantize.assignment import Assignable
 from quantize.layers import layers_of
 from quantize.schemes.base import Material
 from quantize.sensitivity import ENOUGH_DB, enough, find_sensitivity, sqnr_db, used_share
-from quantize.variant import InputSpec, Variant
+from quantize.variant import Variant
 from targets.runtimes.onnxruntime import OnnxRuntime
+from tests.quantize.chains import blamed_chain, chain, matrices, samples
 from tests.quantizing import keep, quantized
-
-WIDTH = 16
-
-
-def chain(weights, folder) -> Variant:
-    """Products with the given matrices, a ReLU between each two."""
-    nodes, value = [], "x"
-    for number in range(len(weights)):
-        last = number == len(weights) - 1
-        product = "logits" if last else f"p{number}"
-        nodes.append(helper.make_node("Gemm", [value, f"w{number}"], [product], name=f"product{number}"))
-        if not last:
-            nodes.append(helper.make_node("Relu", [product], [f"r{number}"], name=f"relu{number}"))
-            value = f"r{number}"
-    graph = helper.make_graph(
-        nodes,
-        "g",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", WIDTH])],
-        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", WIDTH])],
-        [numpy_helper.from_array(w, f"w{n}") for n, w in enumerate(weights)],
-    )
-    folder.mkdir()
-    onnx.save(
-        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9), folder / "model.onnx"
-    )
-    output = OutputSpec("classification", tuple(f"c{n}" for n in range(WIDTH)))
-    modules = {f"product{n}": f"network.layer{n}" for n in range(len(weights))}
-    variant = Variant(
-        "fp32",
-        "fp32",
-        "fp32",
-        "numpy",
-        folder,
-        InputSpec("x", "vector", (WIDTH,), "float32"),
-        output,
-        18,
-        modules=modules,
-    )
-    variant.save()
-    return variant
-
-
-def matrices(count: int) -> list[np.ndarray]:
-    rng = np.random.default_rng(0)
-    return [np.linalg.qr(rng.normal(size=(WIDTH, WIDTH)))[0].astype(np.float32) for _ in range(count)]
-
-
-def samples(count: int, seed: int = 1) -> np.ndarray:
-    """Input 0 is always zero."""
-    drawn = np.random.default_rng(seed).normal(size=(count, WIDTH)).astype(np.float32)
-    drawn[:, 0] = 0
-    return drawn
 
 
 @pytest.fixture(params=[0, 2])
 def blamed(request, tmp_path):
-    """A network with one layer whose weights int8 cannot hold: a huge one, of a value that is always zero, leaves the
-    others of its column no levels."""
-    folder = tmp_path
-    weights = matrices(4)
-    for before in weights[: request.param]:  # what enters as zero stays zero
-        before[0, :], before[:, 0] = 0, 0
-    weights[request.param][0, :] = 300.0
-    source = chain(weights, folder / "fp32")
-    calibration = keep(samples(256), folder / "calibration")
-    return source, calibration, f"network.layer{request.param}"
+    source = blamed_chain(request.param, tmp_path / "fp32")
+    return source, keep(samples(256), tmp_path / "calibration"), f"network.layer{request.param}"
 
 
 def run(variant: Variant, raw: np.ndarray) -> np.ndarray:
