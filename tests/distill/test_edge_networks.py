@@ -14,7 +14,7 @@ from distill.networks.registry import Model, NetworkChoice, build_model
 from distill.networks.transformer import EncoderBlock, position_table
 from mst_edge.core.errors import UserError
 
-MAPS = ["small_cnn", "ds_cnn", "bc_resnet", "mobilenet_v3_small", "vit"]
+MAPS = ["small_cnn", "ds_cnn", "bc_resnet", "mobilenet_v3_small", "resnet18", "vit"]
 SEQUENCES = ["tcn", "transformer"]
 
 
@@ -110,6 +110,17 @@ def test_mobilenet_keeps_four_positions_of_small_maps(side, last):
 def test_mobilenet_at_full_size_is_the_published_network():
     strides = [m.stride for m in _build("mobilenet_v3_small", (3, 224, 224)).module.modules() if hasattr(m, "stride")]
     assert strides.count((2, 2)) == 5
+
+
+@pytest.mark.parametrize(("side", "last"), [(28, 4), (40, 5), (48, 6), (49, 4), (96, 6), (97, 4), (224, 7)])
+def test_resnet_keeps_four_positions_of_small_maps(side, last):
+    module = _build("resnet18", (1, side, side + 3), 5, width=0.25).module.eval()
+    assert module.trunk.forward_features(torch.zeros(1, 1, side, side + 3)).shape[2] == last
+
+
+def test_resnet_at_full_size_is_the_published_network():
+    """11 689 512 parameters with 1000 classes (He and others; torchvision's count)."""
+    assert _build("resnet18", (3, 224, 224), 1000).parameters == 11_689_512
 
 
 def test_mobilenet_knows_three_widths():

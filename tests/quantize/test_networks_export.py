@@ -22,6 +22,7 @@ CLIP = ModalitySpec("clip", Kind.VIDEO, (9, 16, 24, 3), "uint8")
 STUDENTS = [
     (AUDIO, "bc_resnet", {}),
     (IMAGE, "mobilenet_v3_small", {"width": 0.5}),
+    (IMAGE, "resnet18", {}),
     (TINY_PHOTO, "vit", {"depth": 2}),
     (SIGNAL, "transformer", {}),
     (TINY_PHOTO, "segnet", {"width": 0.05}),

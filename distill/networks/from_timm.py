@@ -1,4 +1,4 @@
-"""MobileNetV3-small from timm (an extra), with fresh weights: nothing is fetched."""
+"""MobileNetV3-small and ResNet-18 from timm (an extra), with fresh weights: nothing is fetched."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from distill.networks.encoders import Classifier
+from distill.networks.encoders import Classifier, scaled
 from distill.networks.registry import NETWORKS
 from mst_edge.core.extras import require_modules
 
 _NAMES = {0.5: "mobilenetv3_small_050", 0.75: "mobilenetv3_small_075", 1.0: "mobilenetv3_small_100"}
 _LEAST_LAST_SIDE = 4
+_LEAST_SIDE = 96  # 32 times 3: the last side is 3 or less
 
 
 @NETWORKS.register("mobilenet_v3_small")
@@ -52,6 +53,46 @@ class MobileNetV3Small(Classifier):
     def embed(self, x: Tensor) -> Tensor:
         """``(batch, embedding_dim)`` features."""
         return self.dropout(self.trunk.forward_head(self.trunk.forward_features(x), pre_logits=True))
+
+
+@NETWORKS.register("resnet18")
+class ResNet18(Classifier):
+    """ResNet-18 (He and others, arXiv 1512.03385) for ``(channels, height, width)``.
+
+    It halves a map five times. The pooling after the first convolution, and then its stride, are left out
+    where the short side of the last map would be below 4. From a short side of 97 on everything is as published.
+
+    Args:
+        width: multiplies the channels of all blocks; the first convolution keeps its 64.
+        dropout: before the head.
+
+    Raises:
+        UserError: timm is not installed.
+    """
+
+    maskable = ("trunk.layer2", "trunk.layer3", "trunk.layer4")
+
+    def __init__(
+        self, input_shape: tuple[int, ...], num_outputs: int, width: float = 1.0, dropout: float = 0.2
+    ) -> None:
+        super().__init__()
+        channels, *sides = input_shape
+        blocks = tuple(scaled(each, width) for each in (64, 128, 256, 512))
+        self.trunk = _timm().create_model(
+            "resnet18", pretrained=False, in_chans=channels, num_classes=0, channels=blocks
+        )
+        self.trunk.global_pool = nn.Identity()
+        if min(sides) <= _LEAST_SIDE:
+            self.trunk.maxpool = nn.Identity()
+        if min(sides) <= _LEAST_SIDE // 2:
+            self.trunk.conv1.stride = (1, 1)
+        self.embedding_dim = self.trunk.num_features
+        self.dropout = nn.Dropout(dropout)
+        self.head = nn.Linear(self.embedding_dim, num_outputs)
+
+    def embed(self, x: Tensor) -> Tensor:
+        """``(batch, embedding_dim)`` features."""
+        return self.dropout(self.trunk.forward_features(x).mean(dim=(2, 3)))
 
 
 class _MapMean(nn.Module):
