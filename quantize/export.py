@@ -27,20 +27,7 @@ def export_student(student: Student, folder: Path) -> Variant:
     spec = InputSpec(
         modality.name, modality.kind.value, frontend.graph_shape, frontend.graph_dtype, modality.sample_rate_hz
     )
-    # Two samples: torch.export takes a batch of one for a constant.
-    example = torch.zeros(2, *frontend.graph_shape, dtype=getattr(torch, frontend.graph_dtype))
-    with _quiet():
-        program = torch.onnx.export(
-            student.eval(),
-            (example,),
-            dynamo=True,
-            opset_version=OPSET,
-            input_names=[spec.name],
-            output_names=[student.spec.output.graph_output],
-            dynamic_shapes={"raw": {0: torch.export.Dim("batch", min=1, max=1 << 16)}},
-            verbose=False,
-        )
-    assert program is not None
+    program = _export(student, spec.name)
     model = program.model_proto
     answer_nodes = tuple(_nodes_of("answer", model))
     float_nodes = (*front_end_nodes(model), *answer_nodes)
@@ -65,6 +52,32 @@ def export_student(student: Student, folder: Path) -> Variant:
     )
     variant.save()
     return variant
+
+
+def trace(student: Student) -> tuple[torch.export.ExportedProgram, str]:
+    """What the exporter writes down as ONNX, in torch's own operators, and the name that it gives the output."""
+    program = _export(student, student.spec.modality.name).exported_program
+    assert program is not None
+    return program, student.spec.output.graph_output
+
+
+def _export(student: Student, input_name: str) -> torch.onnx.ONNXProgram:
+    frontend = student.frontend
+    # Two samples: torch.export takes a batch of one for a constant.
+    example = torch.zeros(2, *frontend.graph_shape, dtype=getattr(torch, frontend.graph_dtype))
+    with _quiet():
+        program = torch.onnx.export(
+            student.eval(),
+            (example,),
+            dynamo=True,
+            opset_version=OPSET,
+            input_names=[input_name],
+            output_names=[student.spec.output.graph_output],
+            dynamic_shapes={"raw": {0: torch.export.Dim("batch", min=1, max=1 << 16)}},
+            verbose=False,
+        )
+    assert program is not None
+    return program
 
 
 def front_end_nodes(model: onnx.ModelProto) -> Iterator[str]:

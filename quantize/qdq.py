@@ -82,6 +82,14 @@ def in_float(model: onnx.ModelProto) -> Iterator[str]:
             yield node.name
 
 
+def rounded_name(model: onnx.ModelProto, tensor: str) -> str:
+    """The name of a tensor's value after rounding, where it is rounded."""
+    readers = {node.input[0]: node for node in model.graph.node if node.op_type == "QuantizeLinear"}
+    writers = {node.input[0]: node.output[0] for node in model.graph.node if node.op_type == "DequantizeLinear"}
+    reader = readers.get(tensor)
+    return tensor if reader is None else writers.get(reader.output[0], tensor)
+
+
 @contextmanager
 def _quiet() -> Iterator[None]:
     """onnxruntime advises pre-processing on the root logger; our exports come folded and shape-checked."""

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from quantize.assignment import Assignable
 from quantize.layers import Layer
+from quantize.qdq import rounded_name
 from quantize.ranges import Probe, float_tensors
 
 _MOST_BYTES, _MOST_SAMPLES, _LEAST_SAMPLES = 256 << 20, 64, 2
@@ -156,7 +157,7 @@ class _Judge:
         with tempfile.TemporaryDirectory() as folder:
             self._assignable.write(Path(folder) / "model.onnx", in_float)
             model = onnx.load(Path(folder) / "model.onnx")
-        rounded = {name: _rounded(model, name) for name in tensors}
+        rounded = {name: rounded_name(model, name) for name in tensors}
         taps = dict.fromkeys(rounded.values(), onnx.TensorProto.FLOAT)
         found = self._run(model, taps)
         return {name: found[rounded[name]] for name in tensors}
@@ -169,14 +170,6 @@ class _Judge:
     def _batches(self, probe: Probe) -> list[NDArray[Any]]:
         size = probe.batch or len(self.samples)
         return [self.samples[start : start + size] for start in range(0, len(self.samples) // size * size, size)]
-
-
-def _rounded(model: onnx.ModelProto, tensor: str) -> str:
-    """The name of a tensor's value after rounding, where it is rounded."""
-    readers = {node.input[0]: node for node in model.graph.node if node.op_type == "QuantizeLinear"}
-    writers = {node.input[0]: node.output[0] for node in model.graph.node if node.op_type == "DequantizeLinear"}
-    reader = readers.get(tensor)
-    return tensor if reader is None else writers.get(reader.output[0], tensor)
 
 
 def _row(

@@ -212,6 +212,10 @@ def check(
 def report(
     run_dir: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run.")],
     open_: Annotated[bool, typer.Option("--open", help="Show it in the browser.")] = False,
+    layers: Annotated[
+        list[str] | None,
+        typer.Option("--layers", metavar="BUILD", help="Compare its layers with torch; may be repeated, or all."),
+    ] = None,
 ) -> None:
     """Write report.html from a run's results."""
     import webbrowser
@@ -219,6 +223,10 @@ def report(
     from mst_edge.report.page import write_report
     from mst_edge.run_folder import RunFolder
 
+    if layers:
+        from mst_edge.stages.numerics import report_numerics
+
+        typer.echo(str(report_numerics(RunFolder(run_dir), layers, lambda said: typer.echo(said, err=True))))
     path = write_report(RunFolder(run_dir))
     typer.echo(str(path))
     if open_:

@@ -93,3 +93,44 @@ def mixed_advice(target: str, facts: Mapping[str, Any]) -> str:
         f"{build['ratio']:.2f} x the median latency of the float network. "
         f"The search took {facts['seconds']:.0f} s and ended because {facts['ended']}."
     )
+
+
+def numerics_verdicts(found: Mapping[str, Any]) -> list[str]:
+    """A sentence per build: which layer diverges first."""
+    return [
+        f"{build}: every layer is within {found['limits_db'][build]:g} dB of {found['held_to'][build]}."
+        if layer is None
+        else f"{build}: {layer} is the first layer that diverges from {found['held_to'][build]} "
+        f"(below {found['limits_db'][build]:g} dB)."
+        for build, layer in found["diverges"].items()
+    ]
+
+
+def numerics_table(found: Mapping[str, Any]) -> list[list[str]]:
+    """Headings, then a row per layer: against torch in fp32 and, where there is such a thing, against torch rounded."""
+    exact, rounded = list(found["layers"][0]["exact_db"]), list(found["layers"][0]["rounded_db"])
+    rows = [
+        ["layer", "kind", *(f"{name}, dB" for name in exact), *(f"{name} to torch rounded, dB" for name in rounded)]
+    ]
+    for row in found["layers"]:
+        values = [*(row["exact_db"][name] for name in exact), *(row["rounded_db"][name] for name in rounded)]
+        rows.append([row["name"], row["op"], *(f"{value:.1f}" for value in values)])
+    return rows
+
+
+def numerics_markdown(found: Mapping[str, Any]) -> str:
+    """The whole report."""
+    head, *rows = numerics_table(found)
+    notes = [f"{name} cannot be rounded in torch: {why}." for name, why in found["notes"].items()]
+    lines = [
+        "# Builds and torch, layer by layer",
+        "",
+        f"Signal to quantization noise of every layer's output on {found['samples']} validation samples, against torch "
+        "in fp32; of int8 builds also against torch with the same rounding.",
+        "",
+        *(f"- {said}" for said in [*numerics_verdicts(found), *notes]),
+        "",
+        *(f"| {' | '.join(cells)} |" for cells in [head, ["---"] * len(head), *rows]),
+        "",
+    ]
+    return "\n".join(lines)

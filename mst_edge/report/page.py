@@ -40,6 +40,7 @@ def write_report(run: RunFolder) -> Path:
         routing=_routing(result),
         sensitivity=_sensitivity(result),
         mixed=_mixed(result),
+        numerics=_numerics(run),
         targets=[_target(target, result) for target in result["targets"]],
         recipe=yaml.safe_dump(result["recipe"], sort_keys=False),
         provenance=json.dumps(result["provenance"], indent=2),
@@ -155,6 +156,16 @@ def _sensitivity(result: Mapping[str, Any]) -> dict[str, Any] | None:
         "recipe": layers.recipe_lines(found) if found["exclude"] else "",
         "samples": found["samples"],
     }
+
+
+def _numerics(run: RunFolder) -> dict[str, Any] | None:
+    """Builds and torch, layer by layer, where they were compared."""
+    file = run.path / "numerics.json"
+    if not file.is_file():
+        return None
+    found = read_json(file)
+    head, *rows = layers.numerics_table(found)
+    return {"verdicts": layers.numerics_verdicts(found), "head": head, "rows": rows, "samples": found["samples"]}
 
 
 def _mixed(result: Mapping[str, Any]) -> list[dict[str, Any]]:

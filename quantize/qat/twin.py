@@ -94,13 +94,23 @@ class Twin(nn.Module):
         )
 
     def forward(self, features: Tensor) -> Tensor:
+        logits: Tensor = self.values(features)[self.output]
+        return logits
+
+    @property
+    def output(self) -> str:
+        """The file's name for the logits."""
+        return self._network.output
+
+    def values(self, features: Tensor) -> dict[str, Any]:
+        """All that it computes, by the names that the file has for it."""
         network = self._network
         values: dict[str, Any] = {"": None, network.input: features, **network.sizes}
         values |= {name: self.weight(name) for name in network.constants}
         for step in network.steps:
             inputs = [values[name] for name in step.inputs]
             values[step.output] = self.range(step.scale)(*inputs) if step.scale else step.compute(inputs)
-        return values[network.output]
+        return values
 
     def range(self, scale: str) -> Range:
         """The range whose steps the file keeps under the name ``scale``."""

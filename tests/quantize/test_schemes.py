@@ -14,7 +14,7 @@ from quantize.layers import layers_of, nodes_of
 from quantize.schemes.base import SCHEMES, Material, UnfitError, require_schemes
 from quantize.schemes.int8_trained import Int8Qat
 from quantize.variant import load_variant
-from tests.quantize.test_export_and_int8 import make_student, raw_samples
+from tests.quantize.test_export_and_int8 import AUDIO, make_student, raw_samples
 from tests.quantizing import keep, quantized
 
 PHOTO = ModalitySpec("photo", Kind.IMAGE, (32, 32, 3), "uint8")
@@ -24,8 +24,8 @@ CLOSE = {"fp32": 1e-5, "fp16": 0.01, "int8": 0.15, "w8": 0.02, "w4": 0.3}
 
 
 # An MLP's products are Gemm, which no kernel runs with weights alone in integers.
-UNFIT = {"facts": ("int8-weights", "int4-weights")}
-STUDENTS = [(PHOTO, "vit"), (FACTS, "mlp")]
+UNFIT = {"facts": ("int8-weights", "int4-weights"), "audio": ("int8-weights", "int4-weights")}
+STUDENTS = [(PHOTO, "vit"), (FACTS, "mlp"), (AUDIO, "small_cnn")]
 
 
 @pytest.fixture(scope="module", params=STUDENTS, ids=lambda p: p[1])
@@ -40,8 +40,8 @@ def conv(tmp_path_factory):
 
 
 def samples_of(variant, count, seed=0):
-    spec = PHOTO if variant.input.name == "photo" else FACTS
-    return raw_samples(spec, count, seed)
+    specs = {spec.name: spec for spec, _ in STUDENTS}
+    return raw_samples(specs[variant.input.name], count, seed)
 
 
 def run(variant, raw):
