@@ -168,7 +168,7 @@ def rounded_values(
     Raises:
         UserError: torch has no such rounding for one of its operators.
     """
-    rounded = fake_quantized(student, source, variant.model)
+    rounded = fake_quantized(student, source, variant.model, as_stored=True)
     twin = rounded.network
     assert isinstance(twin, Twin)
     model = onnx.load(variant.model)

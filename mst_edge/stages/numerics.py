@@ -37,7 +37,7 @@ def report_numerics(run: RunFolder, names: Sequence[str], say: Callable[[str], N
     """
     student = load_student(run.distill)
     source = load_variant(run.variants / "fp32")
-    raw = np.ascontiguousarray(load_calibration(run.variants / TUNING).inputs[:_SAMPLES])
+    raw = np.array(load_calibration(run.variants / TUNING).inputs[:_SAMPLES])
     built = [
         Built(build.id, load_variant(run.variants / build.variant), build.precision, _runner(build, raw))
         for build in _chosen(run, names)

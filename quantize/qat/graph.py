@@ -103,6 +103,7 @@ class Network:
     Attributes:
         input, output: values at its two ends.
         sizes: integer constants, on the CPU.
+        same: the file's other names for values: what is dequantized, or rounded again, is what was rounded.
     """
 
     input: str
@@ -112,6 +113,7 @@ class Network:
     grids: Mapping[str, Grid]
     learned_grids: frozenset[str]
     sizes: Mapping[str, Tensor]
+    same: Mapping[str, str]
 
 
 def untrainable(node: str, what: str) -> UserError:
@@ -123,27 +125,29 @@ def untrainable(node: str, what: str) -> UserError:
     )
 
 
-def read_network(exact: Variant, int8: Path, fixed: Collection[str]) -> Network:
+def read_network(exact: Variant, int8: Path, fixed: Collection[str], *, as_stored: bool = False) -> Network:
     """Reads an int8 file.
 
     Args:
         exact: the fp32 variant that it was made from, whose weights the constants start with where both files name
             them alike; the others start with what the integers say.
         fixed: names of initializers of ``exact`` that do not learn.
+        as_stored: all constants start with what the integers say.
 
     Raises:
         UserError: a layer that cannot be trained.
     """
-    return _Reader(onnx.load(exact.model).graph, onnx.load(int8).graph, fixed).read(exact)
+    starts = {} if as_stored else {tensor.name: tensor for tensor in onnx.load(exact.model).graph.initializer}
+    return _Reader(starts, onnx.load(int8).graph, fixed).read(exact)
 
 
 class _Reader:
     """Goes through the nodes once, in their order."""
 
-    def __init__(self, exact: onnx.GraphProto, graph: onnx.GraphProto, fixed: Collection[str]) -> None:
+    def __init__(self, exact: Mapping[str, onnx.TensorProto], graph: onnx.GraphProto, fixed: Collection[str]) -> None:
         self._graph, self._fixed = graph, fixed
         self._stored = {tensor.name: tensor for tensor in graph.initializer}
-        self._exact = {tensor.name: tensor for tensor in exact.initializer}
+        self._exact = exact
         self._same: dict[str, str] = {}  # value to the one that it equals
         self._on: dict[str, str] = {}  # value to the range that it is already rounded to
         self._constants: dict[str, Constant] = {}
@@ -172,6 +176,7 @@ class _Reader:
             self._grids,
             frozenset(self._learned_grids),
             self._sizes,
+            self._same,
         )
 
     def _ends(self, exact: Variant) -> tuple[str, str]:
@@ -220,7 +225,7 @@ class _Reader:
         if node.op_type == "DequantizeLinear" and zero_point.dtype == torch.int8:
             high = self._high(self._number(node.input[0]))
             low = -high
-        axis = None if scale.numel() == 1 else _attributes(node).get("axis", 1)
+        axis = None if scale.numel() == 1 else _attributes(node).get("axis", 1) % self._number(node.input[0]).ndim
         self._grids.setdefault(name, Grid(scale.reshape(-1), zero_point.reshape(-1), low, high, axis))
         return name
 

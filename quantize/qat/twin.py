@@ -71,19 +71,20 @@ class Twin(nn.Module):
         constants: what the file holds, by the name of the value that operators read.
     """
 
-    def __init__(self, exact: Variant, int8: Path, fixed: Collection[str] = ()) -> None:
+    def __init__(self, exact: Variant, int8: Path, fixed: Collection[str] = (), *, as_stored: bool = False) -> None:
         """Reads both files.
 
         Args:
             exact: the fp32 variant that ``int8`` was made from: training starts with its weights.
             int8: an ONNX file with QDQ.
             fixed: names of its initializers that do not learn.
+            as_stored: training starts with what the file's integers stand for.
 
         Raises:
             UserError: a layer that cannot be trained; names it.
         """
         super().__init__()
-        network = read_network(exact, int8, fixed)
+        network = read_network(exact, int8, fixed, as_stored=as_stored)
         self.constants = network.constants
         self._network = network
         self._ranges = nn.ModuleDict(
@@ -110,7 +111,7 @@ class Twin(nn.Module):
         for step in network.steps:
             inputs = [values[name] for name in step.inputs]
             values[step.output] = self.range(step.scale)(*inputs) if step.scale else step.compute(inputs)
-        return values
+        return values | {name: values[of] for name, of in network.same.items() if of in values}
 
     def range(self, scale: str) -> Range:
         """The range whose steps the file keeps under the name ``scale``."""
@@ -149,12 +150,13 @@ class Twin(nn.Module):
         return of_input * of_weight
 
 
-def fake_quantized(student: Student, exact: Variant, int8: Path) -> Student:
+def fake_quantized(student: Student, exact: Variant, int8: Path, *, as_stored: bool = False) -> Student:
     """The student with int8's rounding in its network, which is a ``Twin``; front end and answer are the student's.
 
     Args:
         exact: its fp32 variant.
         int8: an ONNX file with QDQ, made from that.
+        as_stored: it computes what the file does; otherwise it starts with the student's own weights, rounded.
 
     Raises:
         UserError: a layer that cannot be trained; names it.
@@ -163,7 +165,7 @@ def fake_quantized(student: Student, exact: Variant, int8: Path) -> Student:
     rounded.frontend.load_state_dict(student.frontend.state_dict())
     rounded.answer.load_state_dict(student.answer.state_dict())
     # What is no parameter of the student does not learn.
-    rounded.network = Twin(exact, int8, fixed=[name for name, _ in student.named_buffers()])
+    rounded.network = Twin(exact, int8, fixed=[name for name, _ in student.named_buffers()], as_stored=as_stored)
     return rounded.eval()
 
 

@@ -122,6 +122,7 @@ class Scheme(ABC):
             facts = self._write(material, temporary / MODEL)
             # What comes after the network reads what the network has in eight bits; it computes in float.
             made = onnx.load(temporary / MODEL)
+            onnx.checker.check_model(made)
             require_float(made, set(source.float_nodes) - set(source.answer_nodes))
         if self.uses_samples:
             facts = {**facts, "calibration_samples": len(material.calibration), "real": material.calibration.real}

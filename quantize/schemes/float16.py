@@ -25,6 +25,7 @@ class Float16(Scheme):
 
     def _write(self, material: Material, out: Path) -> dict[str, Any]:
         from onnxruntime.transformers.float16 import convert_float_to_float16
+        from onnxruntime.transformers.onnx_model import OnnxModel
 
         model, outside = material.model(), set(material.source.float_nodes)
         # The converter would pass values from one float node to the next through fp16, where a power spectrum
@@ -35,6 +36,7 @@ class Float16(Scheme):
             half = convert_float_to_float16(
                 network, keep_io_types=True, node_block_list=list(material.kept(model)), op_block_list=["Resize"]
             )
+        OnnxModel(half).topological_sort()  # its casts come last
         _put_back(model, half, outside)
         onnx.save(model, out)
         # It says which values were too small or too large for half precision.
