@@ -98,10 +98,9 @@ def mixed_advice(target: str, facts: Mapping[str, Any]) -> str:
 def numerics_verdicts(found: Mapping[str, Any]) -> list[str]:
     """A sentence per build: which layer diverges first."""
     return [
-        f"{build}: every layer is within {found['limits_db'][build]:g} dB of {found['held_to'][build]}."
+        f"{build}: every layer computes what {found['held_to'][build]} does."
         if layer is None
-        else f"{build}: {layer} is the first layer that diverges from {found['held_to'][build]} "
-        f"(below {found['limits_db'][build]:g} dB)."
+        else f"{build}: {layer} is the first layer that diverges from {found['held_to'][build]}."
         for build, layer in found["diverges"].items()
     ]
 

@@ -92,6 +92,18 @@ def test_every_layer_is_in_the_sensitivity_report(finished_run):
     assert not kept[0] & kept[1]
 
 
+def test_builds_are_compared_with_torch_layer_by_layer_when_asked_for(finished_run):
+    done = mst_edge("report", finished_run, "--layers", "openvino-int8", "--layers", "onnxruntime-fp32")
+    assert done.code == 0, done.err
+    said = (finished_run / "numerics.md").read_text(encoding="utf-8")
+    assert "- openvino-int8: every layer computes what torch with the same rounding does." in said
+    assert "- onnxruntime-fp32: every layer computes what torch does." in said
+    assert "Builds and torch, layer by layer" in (finished_run / "report.html").read_text(encoding="utf-8")
+    refused = mst_edge("report", finished_run, "--layers", "openvino-int9")
+    assert refused.code == 2
+    assert "--layers: unknown build 'openvino-int9'; did you mean 'openvino-int8'?" in refused.err
+
+
 def test_the_bundle_predicts_what_the_student_predicted(finished_run):
     inputs = np.load(finished_run / "evaluation" / "inputs.npy")
     expected = np.load(finished_run / "evaluation" / "student_logits.npy").argmax(axis=1)
