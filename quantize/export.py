@@ -65,7 +65,7 @@ def _export(student: Student, input_name: str) -> torch.onnx.ONNXProgram:
     frontend = student.frontend
     # Two samples: torch.export takes a batch of one for a constant.
     example = torch.zeros(2, *frontend.graph_shape, dtype=getattr(torch, frontend.graph_dtype))
-    with _quiet():
+    with quietly():
         program = torch.onnx.export(
             student.eval(),
             (example,),
@@ -129,7 +129,7 @@ def _strip(model: onnx.ModelProto) -> None:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quietly() -> Iterator[None]:
     """Silences the exporter's warnings about its own internals."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level

@@ -24,13 +24,29 @@ def is_float(precision: str) -> bool:
 
 @dataclass(frozen=True)
 class InputSpec:
-    """The graph's one input, as a device delivers it; ``shape`` without the batch axis."""
+    """The graph's one input, as a device delivers it.
+
+    Attributes:
+        shape: without the batch; None for an axis of free size (time, say).
+        example: where axes are free, the shape of the samples that stand for all of them in measurements.
+    """
 
     name: str
     kind: str
-    shape: tuple[int, ...]
+    shape: tuple[int | None, ...]
     dtype: str
     sample_rate_hz: int | None = None
+    example: tuple[int, ...] | None = None
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """The shape of a sample, without the batch: ``shape``, or ``example`` where axes are free."""
+        fixed = tuple(size for size in self.shape if size is not None)
+        if len(fixed) == len(self.shape):
+            return fixed
+        if self.example is None:
+            raise ValueError(f"input {self.name} has free axes and no example")
+        return self.example
 
 
 @dataclass(frozen=True)
@@ -92,6 +108,10 @@ class Variant:
         write_json(self.folder / SIDECAR, {**record, "model_sha256": sha256_file(self.model)})
 
 
+def _tuple(said: list[int] | None) -> tuple[int, ...] | None:
+    return None if said is None else tuple(said)
+
+
 def load_variant(folder: Path) -> Variant:
     """Reads a variant back.
 
@@ -109,7 +129,7 @@ def load_variant(folder: Path) -> Variant:
         **{
             **record,
             "folder": folder,
-            "input": InputSpec(**{**said, "shape": tuple(said["shape"])}),
+            "input": InputSpec(**{**said, "shape": tuple(said["shape"]), "example": _tuple(said["example"])}),
             "output": OutputSpec.from_dict(record["output"]),
             "float_nodes": tuple(record["float_nodes"]),
             "answer_nodes": tuple(record["answer_nodes"]),

@@ -72,7 +72,7 @@ class Target:
         about = build.facts["input"]
         try:
             with self.load(build) as runner:
-                runner.run(np.zeros((1, *about["shape"]), about["dtype"]))
+                runner.run(np.zeros((1, *about["sizes"]), about["dtype"]))
         except Exception as error:
             if build.is_float:
                 raise

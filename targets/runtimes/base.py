@@ -71,7 +71,11 @@ class Runtime(ABC):
             facts={
                 "build_ms": (time.perf_counter_ns() - start) / 1e6,
                 "runtime_version": self.probe().version,
-                "input": {"shape": list(variant.input.shape), "dtype": variant.input.dtype},
+                "input": {
+                    "shape": list(variant.input.shape),
+                    "sizes": list(variant.input.sizes),
+                    "dtype": variant.input.dtype,
+                },
             },
         )
         build.save()
@@ -130,7 +134,10 @@ class Runner:
         Raises:
             ValueError: wrong shape or dtype, or a runner that is not open.
         """
-        if batch.shape[1:] != self._shape or batch.dtype != self._dtype or self._handle is None:
+        fits = len(batch.shape) == 1 + len(self._shape) and all(
+            size in (None, given) for size, given in zip(self._shape, batch.shape[1:], strict=True)
+        )
+        if not fits or batch.dtype != self._dtype or self._handle is None:
             state = "closed runner" if self._handle is None else f"{batch.shape} {batch.dtype}"
             raise ValueError(f"expected (batch, *{self._shape}) {self._dtype}. Received: {state}")
         start = time.perf_counter_ns()
