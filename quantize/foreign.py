@@ -56,6 +56,11 @@ class ForeignModel:
     modules: Mapping[str, str]
     notes: tuple[str, ...] = ()
 
+    @property
+    def opset(self) -> int:
+        """Version of ONNX's own operators."""
+        return _opset(self.model)
+
     def session(self) -> Any:
         """An ONNX Runtime session that runs the model as it was read."""
         return _session(self.model, self.file)

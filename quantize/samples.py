@@ -81,9 +81,9 @@ def random_samples(spec: InputSpec, seed: int) -> Samples:
     """
     if None in spec.shape:
         raise UserError(
-            f"input {spec.name!r} has free axes: {spec.shape}",
-            where="--allow-random",
-            fix=f"say of which size samples are: --shape {spec.name}=1,...",
+            f"input {spec.name!r} takes {_say(spec.shape)}, and random samples need a size for every axis",
+            where="--shape",
+            fix=f"give --shape {spec.name}=1,...",
         )
     rng = np.random.default_rng([seed, 5])
     shape, dtype = (2 * _RANDOM_SAMPLES, *spec.sizes), np.dtype(spec.dtype)

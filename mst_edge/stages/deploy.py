@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from apps.runtime.tokenizer import TOKENIZER
+from mst_edge.core.errors import UserError
 from mst_edge.core.provenance import provenance
 from mst_edge.core.scoring import OutputSpec, Predictions, scoring_of
 from mst_edge.recipe import Recipe
@@ -66,6 +67,7 @@ class Subject:
         origin: hashes and seeds, for the provenance.
         examples: files that anyone can try the bundle on.
         readme: what the bundle's page says the samples are.
+        ours: whether it is a student that we exported ourselves.
     """
 
     name: str
@@ -83,6 +85,7 @@ class Subject:
     readme: str
     tokenizer: Path | None = None
     real: bool = True
+    ours: bool = True
 
     @property
     def output(self) -> OutputSpec:
@@ -131,12 +134,16 @@ def deploy(subject: Subject, target_name: str, watcher: DeployWatcher) -> dict[s
     target = get_target(target_name)
     builds: list[Build] = []
     skipped: list[Skipped] = []
-    for made in target.build_all(subject.variants, subject.threads, subject.place.builds(target_name)):
+    place = subject.place.builds(target_name)
+    for made in target.build_all(subject.variants, subject.threads, place, ours=subject.ours):
         if isinstance(made, Build):
             watcher.step(f"built {made.id}")
             builds.append(made)
         else:
             skipped.append(made)
+    if not builds:
+        reasons = "; ".join(f"{entry.id}: {entry.reason}" for entry in skipped)
+        raise UserError(f"no runtime of {target_name} runs it here ({reasons})", where=subject.name)
     scoring, reference, truth = scoring_of(subject.output), subject.reference, subject.truth
     measured = measure.measure(builds, subject.inputs, subject.output, subject.protocol, watcher.busy)
     torch_outputs = _torch_outputs(subject.variants, reference)

@@ -63,7 +63,7 @@ def run_variants(
 
     made, skipped = make_variants(material, said.schemes, run.variants, dict.fromkeys(recipe.targets, search))
     record = {
-        "variants": [_row(variant) for variant in [material.source, *made]],
+        "variants": [variant_row(variant) for variant in [material.source, *made]],
         "skipped": skipped,
         "calibration_samples": len(ids),
         "sensitivity": report_sensitivity(material, samples, run.variants) if said.sensitivity else None,
@@ -88,7 +88,8 @@ def load_variants(run: RunFolder, record: dict[str, Any]) -> list[Variant]:
     return [load_variant(run.variants / row["name"]) for row in record["variants"]]
 
 
-def _row(variant: Variant) -> dict[str, Any]:
+def variant_row(variant: Variant) -> dict[str, Any]:
+    """What a result says of a variant."""
     return {
         "name": variant.name,
         "scheme": variant.scheme,

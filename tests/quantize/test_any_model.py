@@ -153,7 +153,7 @@ def test_random_samples_are_taken_on_request_only_and_marked(model, tmp_path):
     assert variant.facts["real"] is False
     assert np.array_equal(random_samples(made.source.input, 0).first(2), random_samples(made.source.input, 0).first(2))
     free = save(classifier(height="h"), tmp_path / "free.onnx")
-    with pytest.raises(UserError, match=r"--allow-random: input 'x' has free axes"):
+    with pytest.raises(UserError, match=r"--shape: input 'x' takes \(3, \?, 8\), and random samples"):
         prepare_model(free, tmp_path / "free", allow_random=True)
 
 
