@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -121,10 +120,10 @@ class ForeignModel:
             UserError: the opset cannot be raised, or the prepared graph answers differently.
         """
         self.require_float()
-        model = _prepared(self.model, self.file)
-        _require_same(model, self, samples)
         with atomic_path(folder) as temporary:
             temporary.mkdir()
+            model = _prepared(self.model, self.file, temporary / MODEL)
+            _require_same(model, self, samples)
             onnx.save(model, temporary / MODEL)
             variant = Variant(
                 "fp32",
@@ -256,8 +255,8 @@ def _check(model: onnx.ModelProto, path: Path) -> None:
         raise UserError(f"not a valid ONNX model ({_first_line(error)})", where=path) from None
 
 
-def _session(model: onnx.ModelProto, path: Path, optimized: Path | None = None) -> Any:
-    """A session on the CPU; with ``optimized``, the graph is also written there, simplified by ONNX's own operators.
+def _session(model: onnx.ModelProto, path: Path) -> Any:
+    """A session on the CPU.
 
     Raises:
         UserError: ONNX Runtime cannot run it.
@@ -266,13 +265,22 @@ def _session(model: onnx.ModelProto, path: Path, optimized: Path | None = None) 
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
-    if optimized is not None:
-        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
-        options.optimized_model_filepath = str(optimized)
     try:
         return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # it raises a class of its own per failure
         raise UserError(f"ONNX Runtime does not run it ({_first_line(error)})", where=path) from None
+
+
+def _simplified(model: onnx.ModelProto, scratch: Path) -> onnx.ModelProto:
+    """By ONNX Runtime, with ONNX's own operators only: constants folded, batch norms fused."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    options.optimized_model_filepath = str(scratch)
+    onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    return onnx.load(scratch)
 
 
 def _first_line(error: Exception) -> str:
@@ -410,8 +418,8 @@ def _opset(model: onnx.ModelProto) -> int:
     return next(entry.version for entry in model.opset_import if not _domain(entry.domain))
 
 
-def _prepared(model: onnx.ModelProto, path: Path) -> onnx.ModelProto:
-    """Raised to ``LOWEST_OPSET`` where it is older, constants folded, batch norms fused, every node named."""
+def _prepared(model: onnx.ModelProto, path: Path, scratch: Path) -> onnx.ModelProto:
+    """Raised to ``LOWEST_OPSET`` where it is older, simplified, every node named; ``scratch`` is written over."""
     opset = _opset(model)
     if opset < LOWEST_OPSET:
         from onnx.version_converter import convert_version
@@ -425,9 +433,8 @@ def _prepared(model: onnx.ModelProto, path: Path) -> onnx.ModelProto:
                 where=path,
                 fix=f"export it again with opset {LOWEST_OPSET} or later",
             ) from None
-    with tempfile.TemporaryDirectory(prefix="mst-edge-") as folder:
-        _session(model, path, Path(folder) / MODEL)
-        prepared = onnx.load(Path(folder) / MODEL)
+    _session(model, path)
+    prepared = _simplified(model, scratch)
     del prepared.graph.value_info[:]
     _name_nodes(prepared)
     return prepared
