@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,13 +20,15 @@ from mst_edge.stages import variants
 from mst_edge.stages.data import prepare
 from mst_edge.stages.deploy import run_deploy, stage_name
 from mst_edge.stages.distill import make_lab, pick_device
+from mst_edge.stages.mixed import search_for
 from mst_edge.stages.qat import training_for
 from quantize.api import make_variants
 from quantize.calibration import FOLDER, Calibration, load_calibration, save_calibration
+from quantize.mixed import Search
 from quantize.samples import read_samples, split_samples
 from quantize.schemes.base import SCHEMES, Material, Training, require_schemes
 from quantize.schemes.int8_trained import Int8Qat
-from quantize.variant import InputSpec, load_variant
+from quantize.variant import InputSpec, Variant, load_variant
 from targets.target import get_target
 
 
@@ -66,7 +68,7 @@ def quantize_run(
         material = replace(material, training=_training(run, recipe, data_root, device, watcher))
     if calibration is not None:
         material = replace(material, calibration=_calibration(calibration, source.input, recipe.seed, place / FOLDER))
-    made, skipped = make_variants(material, names, place)
+    made, skipped = make_variants(material, names, place, _searches(run, recipe, source, watcher))
     rows = [variants.variant_row(variant) for variant in made]
     if out is None:
         fresh = {row["name"] for row in rows}
@@ -128,6 +130,16 @@ def _training(run: RunFolder, recipe: Recipe, data_root: Path | None, device: st
 
     lab = functools.cache(lambda: make_lab(recipe, data, run.distill, pick_device(device), watcher))
     return training_for(recipe, lab, load_student(run.distill), inputs[: variants.PARITY_SAMPLES])
+
+
+def _searches(run: RunFolder, recipe: Recipe, source: Variant, watcher: Watcher) -> dict[str, Callable[[str], Search]]:
+    """By target, what schemes need that measure on it."""
+
+    def search(target: str) -> Search:
+        samples = load_calibration(run.variants / variants.TUNING)
+        return search_for(recipe, source, samples, target, run.variants / variants.SEARCH / target, watcher.step)
+
+    return dict.fromkeys(recipe.targets, search)
 
 
 def _calibration(folder: Path, spec: InputSpec, seed: int, place: Path) -> Calibration:

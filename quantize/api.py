@@ -136,6 +136,8 @@ def make_variants(
     made, skipped = [], []
     for name in schemes:
         scheme = SCHEMES.get(name, where="quantize.schemes")()
+        if scheme.per_target and not searches:
+            raise UserError(f"{name} measures on a target, which takes a run with its data", where="quantize.schemes")
         try:
             if scheme.per_target:
                 made += [

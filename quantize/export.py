@@ -7,6 +7,7 @@ import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import onnx
@@ -37,21 +38,21 @@ def export_student(student: Student, folder: Path) -> Variant:
     with atomic_path(folder) as temporary:
         temporary.mkdir()
         onnx.save(model, temporary / MODEL)
-    variant = Variant(
-        name="fp32",
-        scheme="fp32",
-        precision="fp32",
-        backend="torch",
-        folder=folder,
-        input=spec,
-        output=student.spec.output,
-        opset=OPSET,
-        float_nodes=float_nodes,
-        answer_nodes=answer_nodes,
-        modules=modules,
-    )
-    variant.save()
-    return variant
+        variant = Variant(
+            name="fp32",
+            scheme="fp32",
+            precision="fp32",
+            backend="torch",
+            folder=temporary,
+            input=spec,
+            output=student.spec.output,
+            opset=OPSET,
+            float_nodes=float_nodes,
+            answer_nodes=answer_nodes,
+            modules=modules,
+        )
+        variant.save()
+    return replace(variant, folder=folder)
 
 
 def trace(student: Student) -> tuple[torch.export.ExportedProgram, str]:

@@ -70,7 +70,7 @@ class Target:
                     try:
                         build = runtime.build(variant, precision, threads, folder / build_id)
                     except Exception as error:
-                        if ours:
+                        if ours or isinstance(error, UserError):  # a full disk, say
                             raise
                         yield Skipped(build_id, _does_not_run(error))
                         continue

@@ -23,7 +23,7 @@ from mst_edge.stages.variants import PARITY_SAMPLES
 from quantize.variant import Variant
 from targets import measure
 from targets.examples import example_files
-from targets.gate import Candidate, Verdict, compare_accuracy, judge
+from targets.gate import Candidate, Goals, Verdict, compare_accuracy, judge
 from targets.pack import PackedBuild, pack
 from targets.spec import Build
 from targets.target import Skipped, get_target

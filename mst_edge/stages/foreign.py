@@ -65,10 +65,9 @@ def quantize_model(request: Request) -> tuple[dict[str, Any], PreparedModel, lis
     schemes = request.schemes or QuantizeSection().schemes
     require_schemes(schemes)
     for name in schemes:
-        if issubclass(SCHEMES.get(name), Int8Qat):
-            raise UserError(
-                f"{name} trains the student, which an ONNX file cannot be", where="--scheme", fix="take int8-static"
-            )
+        scheme = SCHEMES.get(name)
+        if scheme.per_target or issubclass(scheme, Int8Qat):
+            raise UserError(f"{name} takes a run, not an ONNX file", where="--scheme", fix="take int8-static")
     require_unused(request.out, "model's variants")
     made = prepare_model(
         request.file,

@@ -6,6 +6,7 @@ from __future__ import annotations
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -59,27 +60,27 @@ class Runtime(ABC):
         with atomic_path(folder) as temporary:
             temporary.mkdir()
             model, options = self._build(variant, precision, temporary)
-        build = Build(
-            id=f"{self.name}-{self.label(variant, precision)}",
-            target=self.target,
-            runtime=self.name,
-            precision=precision,
-            variant=variant.name,
-            folder=folder,
-            model=model,
-            options={"threads": threads, **options},
-            facts={
-                "build_ms": (time.perf_counter_ns() - start) / 1e6,
-                "runtime_version": self.probe().version,
-                "input": {
-                    "shape": list(variant.input.shape),
-                    "sizes": list(variant.input.sizes),
-                    "dtype": variant.input.dtype,
+            build = Build(
+                id=f"{self.name}-{self.label(variant, precision)}",
+                target=self.target,
+                runtime=self.name,
+                precision=precision,
+                variant=variant.name,
+                folder=temporary,
+                model=model,
+                options={"threads": threads, **options},
+                facts={
+                    "build_ms": (time.perf_counter_ns() - start) / 1e6,
+                    "runtime_version": self.probe().version,
+                    "input": {
+                        "shape": list(variant.input.shape),
+                        "sizes": list(variant.input.sizes),
+                        "dtype": variant.input.dtype,
+                    },
                 },
-            },
-        )
-        build.save()
-        return build
+            )
+            build.save()
+        return replace(build, folder=folder)
 
     def load(self, build: Build) -> Runner:
         """A runner for ``build``: use it as a context manager."""

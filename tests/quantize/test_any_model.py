@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 
 import numpy as np
 import onnxruntime
@@ -15,7 +17,9 @@ from quantize.api import export_module, make_variants, prepare_model
 from quantize.foreign import read_model
 from quantize.samples import random_samples, read_samples
 from quantize.schemes.base import SCHEMES
+from quantize.schemes.int8_trained import Int8Qat
 from quantize.variant import InputSpec, load_variant
+from tests.conftest import ROOT
 from tests.quantize.foreign_models import classifier, pictures, save
 
 SPEC = InputSpec("x", "tensor", (3, None, 8), "float32")
@@ -198,7 +202,13 @@ def test_a_module_from_python_goes_the_same_way_with_time_free(frames):
         assert np.allclose(session.run(None, {"input": x})[0], expected, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", [name for name in SCHEMES.names() if name not in ("int8-qat", "int8-qad")])
+def of_graphs():
+    """Names of schemes that take a graph and samples, nothing else."""
+    kinds = {name: SCHEMES.get(name) for name in SCHEMES.names()}
+    return [name for name, kind in kinds.items() if not (kind.per_target or issubclass(kind, Int8Qat))]
+
+
+@pytest.mark.parametrize("name", of_graphs())
 def test_every_scheme_keeps_batch_and_time_free(frames, tmp_path, name):
     _, made = frames
     variants, skipped = make_variants(made.material(), [name], tmp_path)
@@ -237,3 +247,66 @@ def test_a_fixed_batch_goes_all_the_way(tmp_path):
         assert session.get_inputs()[0].shape[0] == 1
         assert session.run(None, {"x": pictures(1)})[0].shape == (1, 5)
     assert read_model(file).batch == 1
+
+
+_FULL = """
+import os, resource, sys
+from pathlib import Path
+from mst_edge.core.errors import UserError
+from quantize.api import make_variants, prepare_model
+from quantize.schemes.base import SCHEMES
+from quantize.variant import load_variant
+from targets.runtimes.onnxruntime import OnnxRuntime
+from targets.runtimes.openvino import OpenVino
+from mst_edge.core.files import _TEMPORARY
+
+folder, samples = Path(sys.argv[1]), sys.argv[2]
+room = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+
+def limited(name, size, act):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, room[1]))
+    try:
+        act()
+        print(name, size, "made")
+    except UserError as error:
+        print(name, size, "refused:", error)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, room)
+    assert not [path for path in folder.rglob("*") if _TEMPORARY.fullmatch(path.name)]
+    for model in folder.rglob("model.onnx"):
+        if "builds" not in model.parts:
+            load_variant(model.parent)  # whole
+
+
+for size in (500, 1200, 4000):
+    limited("prepare", size, lambda: prepare_model(folder / "net.onnx", folder / f"out-{size}", calibration=samples))
+made = prepare_model(folder / "net.onnx", folder / "out", calibration=samples)
+for name in ("fp16", "int8-static", "int8-nncf"):
+    for size in (500, 2500):
+        limited(name, size, lambda: make_variants(made.material(), [name], folder / "out" / "variants"))
+for runtime in (OnnxRuntime("cpu"), OpenVino("cpu")):
+    limited(runtime.name, 1000, lambda: runtime.build(made.source, "fp32", 1, folder / "builds" / runtime.name))
+assert not list(folder.glob("builds/*"))
+"""
+
+
+def test_a_full_disk_is_told_and_leaves_nothing_half_written(model, tmp_path):
+    """The system itself refuses to write more than so many bytes to a file."""
+    samples = folder(tmp_path / "s", inputs=pictures(20))
+    save(classifier(), tmp_path / "net.onnx")
+    command = [sys.executable, "-c", _FULL, str(tmp_path), str(samples)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert len(lines) == 11
+    refused = [line for line in lines if "refused" in line]
+    assert all("the disk is full; free some space" in line for line in refused), refused
+    assert {line.split()[0] for line in refused} == {
+        "prepare",
+        "fp16",
+        "int8-static",
+        "int8-nncf",
+        "onnxruntime",
+        "openvino",
+    }
