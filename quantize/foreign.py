@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from mst_edge.core.errors import UserError
 from mst_edge.core.files import atomic_path
 from mst_edge.core.scoring import OutputSpec
-from quantize.onnx_file import nodes_in, read_onnx, require_sound_weights
+from quantize.onnx_file import infinite_nodes, nodes_in, read_onnx, require_sound_weights
 from quantize.variant import MODEL, InputSpec, Variant
 
 # The lowest opset whose QuantizeLinear and DequantizeLinear take a scale per channel.
@@ -125,6 +125,7 @@ class ForeignModel:
             model = _prepared(self.model, self.file, temporary / MODEL)
             _require_same(model, self, samples)
             onnx.save(model, temporary / MODEL)
+            masks = tuple(infinite_nodes(model))
             variant = Variant(
                 "fp32",
                 "fp32",
@@ -134,6 +135,8 @@ class ForeignModel:
                 self.input,
                 output,
                 _opset(model),
+                float_nodes=masks,
+                answer_nodes=masks,
                 modules={node.name: path for node in model.graph.node if (path := self._module_of(node))},
                 facts={"file": self.file.name, "notes": list(self.notes)},
             )

@@ -68,6 +68,22 @@ def require_sound_weights(model: onnx.ModelProto, where: Path) -> None:
             )
 
 
+def infinite_nodes(model: onnx.ModelProto) -> Iterator[str]:
+    """Names of the nodes from masks with infinity to the softmax that takes it away: no eight bits span it."""
+    tainted = {
+        name
+        for name, tensor in _constants(model)
+        if tensor.data_type in _FLOATS and not np.isfinite(onnx.numpy_helper.to_array(tensor)).all()
+    }
+    for node in model.graph.node:
+        own = [attribute.t for attribute in node.attribute if attribute.HasField("t")]
+        holds = any(t.data_type in _FLOATS and np.isinf(onnx.numpy_helper.to_array(t)).any() for t in own)
+        if holds or tainted & set(node.input):
+            yield node.name
+            if node.op_type not in ("Softmax", "Clip", "Max", "Min"):
+                tainted |= set(node.output)
+
+
 def nodes_in(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
     """All nodes of a graph, also those inside loops and branches."""
     for node in graph.node:

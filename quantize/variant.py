@@ -62,7 +62,8 @@ class Variant:
         folder: holds ``model.onnx`` and ``variant.json``.
         output: what the graph's one output means.
         float_nodes: names of the nodes that stay in float32: the front end, and ``answer_nodes``.
-        answer_nodes: names of the nodes after the network, which bring numbers to their own units.
+        answer_nodes: names of those of them that read what the network has in eight bits: the nodes after the network,
+            which bring numbers to their own units; in a model from elsewhere, masks with infinity.
         in_float: names of the nodes with weights that stay in float between int8 ones.
         target: the only target that it is for; empty where it is for all.
         modules: node name to dotted path of the torch module that it comes from, where that is known.

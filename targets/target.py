@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import importlib
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from mst_edge.core.errors import UserError, unknown_name
 from quantize.variant import Variant
+from targets.measure import Worker
 from targets.runtimes.base import Runner, Runtime
 from targets.spec import Build, Probe, TargetSpec
 
@@ -80,12 +83,17 @@ class Target:
     def _problem(self, build: Build, *, ours: bool) -> str:
         """Why a build does not run here, found by running it once; empty if it does.
 
-        Runtimes accept files that they then have no kernel for.
+        Runtimes accept files that they then have no kernel for, and some crash. So whatever is not simply our own
+        float network is tried in a process of its own.
         """
         about = build.facts["input"]
+        zeros = np.zeros((1, *about["sizes"]), about["dtype"])
         try:
-            with self.load(build) as runner:
-                runner.run(np.zeros((1, *about["sizes"]), about["dtype"]))
+            if ours and build.precision == "fp32":
+                with self.load(build) as runner:
+                    runner.run(zeros)
+            else:
+                _run_apart(build, zeros)
         except Exception as error:
             if build.is_float and ours:
                 raise
@@ -97,6 +105,13 @@ class Target:
         if build.target != self.spec.name:
             raise UserError(f"build {build.id} is for target {build.target}, not {self.spec.name}")
         return self.runtime(build.runtime).load(build)
+
+
+def _run_apart(build: Build, sample: NDArray[Any]) -> None:
+    with tempfile.TemporaryDirectory(prefix="mst-edge-") as folder:
+        np.save(Path(folder) / "sample.npy", sample, allow_pickle=False)
+        with Worker(build, Path(folder) / "sample.npy"):  # loads it and runs the sample
+            pass
 
 
 def _does_not_run(error: Exception) -> str:

@@ -225,6 +225,35 @@ def test_every_scheme_keeps_batch_and_time_free(frames, tmp_path, name):
     assert np.abs(together - one_by_one).max() < (0.2 if name == "int8-dynamic" else 1e-3) * together.std()
 
 
+class Attention(nn.Module):
+    """Words ``(batch, 6)`` to five classes, each looking at those before it through a mask of -inf."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words = nn.Embedding(20, 16)
+        self.queries = nn.Linear(16, 48)
+        self.head = nn.Linear(16, 5)
+        self.register_buffer("mask", torch.triu(torch.full((6, 6), -torch.inf), 1))
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        q, k, v = self.queries(self.words(ids)).chunk(3, dim=-1)
+        scores = q @ k.transpose(1, 2) / 4 + self.mask
+        return self.head((scores.softmax(-1) @ v).mean(1))
+
+
+@pytest.mark.parametrize("name", ["int8-static", "int8-nncf"])
+def test_attention_with_a_mask_of_infinity_is_quantized_around_it(tmp_path, name):
+    torch.manual_seed(0)
+    ids = np.random.default_rng(0).integers(0, 20, (60, 6))
+    file = export_module(Attention(), torch.from_numpy(ids[:2]), tmp_path / "net.onnx", input_name="ids")
+    made = prepare_model(file, tmp_path / "out", calibration=folder(tmp_path / "s", inputs=ids))
+    assert made.source.float_nodes
+    (variant,), _ = make_variants(made.material(), [name], tmp_path / "v")
+    session = onnxruntime.InferenceSession(str(variant.model), providers=["CPUExecutionProvider"])
+    found = session.run(None, {"ids": np.load(made.inputs)})[0]
+    assert np.abs(found - made.reference.outputs).mean() < 0.2 * made.reference.outputs.std()
+
+
 def test_what_torch_cannot_export_is_told_in_one_line(tmp_path):
     class Odd(nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
