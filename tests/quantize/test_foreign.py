@@ -125,6 +125,15 @@ def test_a_file_outside_the_models_folder_is_never_read(tmp_path, how):
     assert secret.stat().st_atime_ns == before
 
 
+def test_a_node_that_would_open_a_file_for_an_engine_is_refused(tmp_path):
+    """Compiled graphs of other providers name files; none of them is on the CPU."""
+    (tmp_path / "secret").write_bytes(b"secret")
+    names = {"embed_mode": 0, "ep_cache_context": "../secret", "source": "CPUExecutionProvider"}
+    node = helper.make_node("EPContext", ["x"], ["y"], name="e", domain="com.microsoft", **names)
+    model = one_node(node, [tensor("x", ["n", 3])], [tensor("y", ["n", 3])], domains=["com.microsoft"])
+    refused(save(model, tmp_path / "in" / "m.onnx"), "ONNX Runtime does not run it")
+
+
 def test_missing_and_short_external_data_is_named(tmp_path):
     file = with_external_weight(tmp_path, "weights.bin", None)
     refused(file, r"external data file 'weights.bin' is missing \(tensor 'w2'\); copy it into")
