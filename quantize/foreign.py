@@ -38,7 +38,7 @@ class ForeignModel:
     Attributes:
         file: where it was read from.
         input: its ``shape`` has None for axes that the graph leaves free.
-        output_shape: without the batch; None for free axes.
+        output_shape: of one answer, as running a sample tells; empty before.
         batch: size that the graph is fixed to; None where it is free.
         precision: of its weights: fp32, fp16, int8.
         modules: name or output tensor of a node to the dotted path of the torch module that it comes from, where the
@@ -49,11 +49,11 @@ class ForeignModel:
     file: Path
     model: onnx.ModelProto
     input: InputSpec
-    output_shape: tuple[int | None, ...]
     batch: int | None
     precision: str
     modules: Mapping[str, str]
     notes: tuple[str, ...] = ()
+    output_shape: tuple[int, ...] = ()
 
     @property
     def opset(self) -> int:
@@ -85,10 +85,7 @@ class ForeignModel:
         session = self.session()
         one = _run(session, samples[:1], self.file)
         input_spec = replace(self.input, example=samples.shape[1:]) if None in self.input.shape else self.input
-        shape = tuple(n if n is None else m for n, m in zip(self.output_shape, one.shape[1:], strict=False))
-        if len(shape) != one.ndim - 1:
-            shape = one.shape[1:]
-        settled = replace(self, input=input_spec, output_shape=shape)
+        settled = replace(self, input=input_spec, output_shape=one.shape[1:])
         if self.batch is None and not _takes_batches(session, samples[:1], one):
             model = onnx.ModelProto()
             model.CopyFrom(self.model)
@@ -177,7 +174,8 @@ def read_model(path: Path, shapes: Shapes = MappingProxyType({})) -> ForeignMode
     notes = _without_last_softmax(model)
     _session(model, path)  # every operator has a kernel
     inferred = onnx.shape_inference.infer_shapes(model).graph.output[0]
-    return ForeignModel(path, model, input_spec, _output(inferred, path), batch, precision, modules, notes)
+    _require_numbers(inferred, path)
+    return ForeignModel(path, model, input_spec, batch, precision, modules, notes)
 
 
 def _wrong_number(what: str, names: list[str], path: Path) -> UserError:
@@ -343,17 +341,15 @@ def _shape(dims: Sequence[int | None]) -> str:
     return str(tuple(dims)).replace("None", "?")
 
 
-def _output(value: onnx.ValueInfoProto, path: Path) -> tuple[int | None, ...]:
-    """The output's shape without the batch."""
-    kind = value.type.tensor_type
-    if _dtype(kind.elem_type) not in ("float32", "float16"):
+def _require_numbers(value: onnx.ValueInfoProto, path: Path) -> None:
+    """The output must be logits or numbers."""
+    kind = _dtype(value.type.tensor_type.elem_type)
+    if kind not in ("float32", "float16"):
         raise UserError(
-            f"output {value.name!r} gives {_dtype(kind.elem_type) or 'no tensor'}, expected float32",
+            f"output {value.name!r} gives {kind or 'no tensor'}, expected float32",
             where=path,
             fix="export the model without its last step (an argmax, say)",
         )
-    dims = [dim.dim_value if dim.HasField("dim_value") and dim.dim_value > 0 else None for dim in kind.shape.dim]
-    return tuple(dims[1:])
 
 
 def _dtype(kind: int) -> str:

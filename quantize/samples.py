@@ -14,9 +14,8 @@ from distill.datasets.arrays import DESCRIPTION, DatasetFile, load_npy
 from distill.datasets.target import CLASSIFICATION, REGRESSION, SEGMENTATION, Target, infer_task, read_target
 from mst_edge.core.border import parse, read_yaml
 from mst_edge.core.errors import UserError
-from mst_edge.core.files import read_json
 from mst_edge.core.scoring import OutputSpec
-from quantize.calibration import ABOUT, INPUTS, deal
+from quantize.calibration import ABOUT, INPUTS, deal, load_calibration
 from quantize.variant import InputSpec
 
 TARGET = "target.npy"
@@ -66,11 +65,16 @@ def read_samples(folder: Path, spec: InputSpec) -> Samples:
     described = folder / DESCRIPTION
     about = parse(DatasetFile, read_yaml(described) or {}, where=described) if described.exists() else DatasetFile()
     labels = load_npy(folder / TARGET) if (folder / TARGET).exists() else None
-    if labels is not None and len(labels) != count:
-        raise UserError(f"holds {len(labels)} targets, expected {count}, one per sample", where=folder / TARGET)
-    kept = folder / ABOUT
-    real = bool(read_json(kept).get("real", True)) if kept.is_file() else True
-    return Samples(folder, count, read, real, labels, about)
+    if labels is not None and labels.shape[:1] != (count,):
+        raise UserError(
+            f"holds targets of shape {labels.shape}, expected ({count}, ...), one per sample", where=folder / TARGET
+        )
+    return Samples(folder, count, read, _were_recorded(folder), labels, about)
+
+
+def _were_recorded(folder: Path) -> bool:
+    """Not where they were kept from random ones."""
+    return load_calibration(folder).real if (folder / ABOUT).is_file() else True
 
 
 def random_samples(spec: InputSpec, seed: int) -> Samples:
@@ -94,7 +98,7 @@ def random_samples(spec: InputSpec, seed: int) -> Samples:
     return Samples(Path("random"), len(array), array.__getitem__, real=False)
 
 
-def meaning(samples: Samples, shape: tuple[int | None, ...], model: Path) -> tuple[OutputSpec, Target | None]:
+def meaning(samples: Samples, shape: tuple[int, ...], model: Path) -> tuple[OutputSpec, Target | None]:
     """What a model's one output of ``shape`` (without the batch) means, and the samples' targets where they have any.
 
     ``dataset.yaml`` and ``target.npy`` say it; without them, a vector holds logits of classes, a single value is a
@@ -105,10 +109,10 @@ def meaning(samples: Samples, shape: tuple[int | None, ...], model: Path) -> tup
     """
     about, path = samples.about, samples.where / TARGET
     task = about.task or (infer_task(samples.labels) if samples.labels is not None else _task(shape, model))
-    outputs = shape[0] if shape else None
-    if len(shape) != (3 if task == SEGMENTATION else 1) or outputs is None:
+    if len(shape) != (3 if task == SEGMENTATION else 1):
         wanted = "(classes, height, width)" if task == SEGMENTATION else "(outputs,)"
-        raise UserError(f"its output is {_say(shape)} per sample, {task} wants {wanted}", where=model)
+        raise UserError(f"its output is {shape} per sample, {task} wants {wanted}", where=model)
+    outputs = shape[0]
     if task == REGRESSION:
         names = tuple(about.target_names or (["value"] if outputs == 1 else [f"value_{k}" for k in range(outputs)]))
     else:
@@ -139,13 +143,13 @@ def split_samples(count: int, truth: Target | None, seed: int) -> tuple[NDArray[
     return calibrating, np.setdiff1d(np.arange(count), calibrating)
 
 
-def _task(shape: tuple[int | None, ...], model: Path) -> str:
+def _task(shape: tuple[int, ...], model: Path) -> str:
     if len(shape) == 1:
         return REGRESSION if shape == (1,) else CLASSIFICATION
     if len(shape) == 3:
         return SEGMENTATION
     raise UserError(
-        f"its output is {_say(shape)} per sample, expected (outputs,) or (classes, height, width)",
+        f"its output is {shape} per sample, expected (outputs,) or (classes, height, width)",
         where=model,
         fix="export the model with a head that gives one of these",
     )

@@ -71,7 +71,7 @@ def test_samples_lie_in_one_array_or_in_a_file_each(tmp_path, how):
         ({"inputs": np.where(np.arange(4)[:, None, None, None] == 2, np.nan, pictures(4))}, "sample 2 holds NaN"),
         ({"a": pictures(1)[0], "b": pictures(1, height=9)[0]}, r"b.npy: is of shape \(3, 9, 8\), a.npy of \(3, 8"),
         ({"a": pictures(1)[0], "b": np.zeros((3, 8), np.float32)}, r"b.npy: holds samples of \(3, 8\)"),
-        ({"inputs": pictures(4), "target": np.arange(3)}, r"target.npy: holds 3 targets, expected 4, one"),
+        ({"inputs": pictures(4), "target": np.arange(3)}, r"target.npy: holds targets of shape \(3,\), expected \(4, "),
     ],
 )
 def test_a_folder_that_does_not_fit_is_told_by_file(tmp_path, arrays, says):
@@ -88,6 +88,13 @@ def test_no_folder_and_no_array_files_are_told(tmp_path):
     (tmp_path / "s" / "inputs.npy").write_bytes(b"no array")
     with pytest.raises(UserError, match=r"inputs.npy: not a readable .npy array"):
         read_samples(tmp_path / "s", SPEC)
+
+
+def test_a_damaged_record_of_kept_samples_is_told(tmp_path):
+    place = folder(tmp_path / "s", inputs=pictures(4))
+    (place / "calibration.json").write_text("{")
+    with pytest.raises(UserError, match=r"s: holds no calibration samples"):
+        read_samples(place, SPEC)
 
 
 def test_what_calibrates_never_judges_and_classes_take_turns(model, tmp_path):
