@@ -28,14 +28,14 @@ def main(arguments: list[str]) -> int:
     chosen = parser.parse_args(arguments)
     with Bundle.open(chosen.bundle) as bundle:
         spec = bundle.manifest.input
-        if spec.kind != "image" or spec.dtype != "uint8" or len(spec.shape) != 2:
+        if spec.kind != "image" or spec.dtype != "uint8" or len(spec.sizes) != 2:
             raise BundleError("its student does not read grey pictures", where=chosen.bundle)
         bundle.load()
         for note in bundle.notes:
             print(f"note: {note}", file=sys.stderr)
         for file in chosen.files:
-            grey = read_image(file, spec.shape if chosen.as_is else (_WORK, _WORK))
-            sample = grey if chosen.as_is else frame_digit(grey, spec.shape)
+            grey = read_image(file, spec.sizes if chosen.as_is else (_WORK, _WORK))
+            sample = grey if chosen.as_is else frame_digit(grey, spec.sizes)
             said = bundle.predict(sample)
             if chosen.json:
                 record = {"file": str(file), "label": said.label, "confidence": said.confidence}

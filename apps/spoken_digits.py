@@ -48,7 +48,7 @@ def main(arguments: list[str]) -> int:
             print(f"note: {note}", file=sys.stderr)
         for file in chosen.files:
             wave = resample(read_audio(file), spec.sample_rate_hz)
-            words = find_words(wave, spec.shape[0])
+            words = find_words(wave, spec.sizes[0])
             if not words:
                 print(f"note: {file} is silent", file=sys.stderr)
             for start, end in words:
@@ -91,7 +91,7 @@ def _runs(loud: NDArray[np.bool_], frame: int, rate: int) -> list[tuple[int, int
 
 def _recognise(bundle: Bundle, file: Path, wave: Waveform, start: int, end: int) -> Heard:
     """The word at ``start..end``, with as much of its surroundings as the student's window holds."""
-    (window,) = bundle.manifest.input.shape
+    (window,) = bundle.manifest.input.sizes
     if end - start < window:
         slack = window - (end - start)
         start = max(0, min(start - slack // 2, len(wave.samples) - window))

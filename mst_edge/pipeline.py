@@ -84,7 +84,7 @@ def run_recipe(recipe: Recipe, run: RunFolder, options: RunOptions, watcher: Wat
         trained = run_distill(recipe, data, run, lab, methods)
     disconnect(processes)
     if not processes.first:
-        return {"gate": _overall([])}
+        return {"gate": overall([])}
     deployed = []
     made: dict[str, Any] = {"variants": [], "skipped": [], "sensitivity": None}
     if options.until != "distill":
@@ -105,7 +105,7 @@ def run_recipe(recipe: Recipe, run: RunFolder, options: RunOptions, watcher: Wat
         "skipped_schemes": made["skipped"],
         "sensitivity": made["sensitivity"],
         "targets": deployed,
-        "gate": _overall(deployed),
+        "gate": overall(deployed),
         "provenance": provenance(recipe_sha256=recipe.sha256(), data_sha256=data.dataset.fingerprint, seed=recipe.seed),
     }
     write_json(run.result_file, result)
@@ -119,7 +119,8 @@ def _make_variants(recipe: Recipe, data: Data, run: RunFolder, device: str, watc
     return variants.run_variants(recipe, data, run, lab, watcher.step)
 
 
-def _overall(deployed: Sequence[dict[str, Any]]) -> str:
+def overall(deployed: Sequence[dict[str, Any]]) -> str:
+    """The gate of a whole run."""
     if not deployed:
         return "not run"
     return "passed" if all(record["gate"] == "passed" for record in deployed) else "failed"

@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 from distill.datasets.spec import Dataset
 from mst_edge.core.errors import UserError
 from mst_edge.core.files import atomic_path, read_json, write_json
+from mst_edge.core.rows import npy_rows
 
 FOLDER = "calibration"
-_SAMPLES, _TARGET, _ABOUT = "inputs.npy", "target.npy", "calibration.json"
+INPUTS, _TARGET, ABOUT = "inputs.npy", "target.npy", "calibration.json"
 _AT_ONCE = 256
 
 
@@ -34,7 +35,7 @@ class Calibration:
     @property
     def inputs(self) -> NDArray[Any]:
         """``(count, *shape)``, memory-mapped."""
-        return np.load(self.folder / _SAMPLES, mmap_mode="r", allow_pickle=False)
+        return np.load(self.folder / INPUTS, mmap_mode="r", allow_pickle=False)
 
     @property
     def target(self) -> NDArray[Any] | None:
@@ -45,7 +46,7 @@ class Calibration:
     @property
     def file(self) -> Path:
         """The samples as a file."""
-        return self.folder / _SAMPLES
+        return self.folder / INPUTS
 
     def __len__(self) -> int:
         return len(self.inputs)
@@ -59,11 +60,15 @@ class Calibration:
 
 def choose(dataset: Dataset, ids: NDArray[np.int64], count: int, seed: int) -> NDArray[np.int64]:
     """Sorted ids of ``count`` of the samples ``ids``, dealt round robin over the classes where samples have one."""
+    return np.sort(ids[deal(dataset.strata[ids], count, seed)])
+
+
+def deal(strata: NDArray[np.int64], count: int, seed: int) -> NDArray[np.int64]:
+    """Sorted numbers of ``count`` samples, drawn round robin from the classes that ``strata`` ``(samples,)`` names."""
     rng = np.random.default_rng([seed, 3])
-    strata = dataset.strata[ids]
-    by_class = [list(rng.permutation(ids[strata == label])) for label in range(int(strata.max()) + 1)]
+    by_class = [list(rng.permutation(np.flatnonzero(strata == label))) for label in range(int(strata.max()) + 1)]
     chosen: list[int] = []
-    while len(chosen) < min(count, len(ids)):
+    while len(chosen) < min(count, len(strata)):
         for members in by_class:
             if members and len(chosen) < count:
                 chosen.append(int(members.pop()))
@@ -90,14 +95,12 @@ def save_calibration(
         temporary.mkdir()
         first = read(slice(0, 1))
         shape = (count, *first.shape[1:])
-        out = np.lib.format.open_memmap(temporary / _SAMPLES, mode="w+", dtype=first.dtype, shape=shape)
-        for start in range(0, count, _AT_ONCE):
-            portion = slice(start, min(count, start + _AT_ONCE))
-            out[portion] = read(portion)
-        out.flush()
+        with npy_rows(temporary / INPUTS, shape, first.dtype) as append:
+            for start in range(0, count, _AT_ONCE):
+                append(read(slice(start, min(count, start + _AT_ONCE))))
         if target is not None:
             np.save(temporary / _TARGET, target, allow_pickle=False)
-        write_json(temporary / _ABOUT, {"real": real, "samples": count, **(about or {})})
+        write_json(temporary / ABOUT, {"real": real, "samples": count, **(about or {})})
     return Calibration(folder, real)
 
 
@@ -108,7 +111,7 @@ def load_calibration(folder: Path) -> Calibration:
         UserError: a file is missing or is something else.
     """
     try:
-        calibration = Calibration(folder, bool(read_json(folder / _ABOUT)["real"]))
+        calibration = Calibration(folder, bool(read_json(folder / ABOUT)["real"]))
         len(calibration)
     except (OSError, ValueError, KeyError, EOFError) as error:
         raise UserError(f"holds no calibration samples ({error})", where=folder) from None

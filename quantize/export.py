@@ -7,6 +7,7 @@ import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import onnx
@@ -37,21 +38,21 @@ def export_student(student: Student, folder: Path) -> Variant:
     with atomic_path(folder) as temporary:
         temporary.mkdir()
         onnx.save(model, temporary / MODEL)
-    variant = Variant(
-        name="fp32",
-        scheme="fp32",
-        precision="fp32",
-        backend="torch",
-        folder=folder,
-        input=spec,
-        output=student.spec.output,
-        opset=OPSET,
-        float_nodes=float_nodes,
-        answer_nodes=answer_nodes,
-        modules=modules,
-    )
-    variant.save()
-    return variant
+        variant = Variant(
+            name="fp32",
+            scheme="fp32",
+            precision="fp32",
+            backend="torch",
+            folder=temporary,
+            input=spec,
+            output=student.spec.output,
+            opset=OPSET,
+            float_nodes=float_nodes,
+            answer_nodes=answer_nodes,
+            modules=modules,
+        )
+        variant.save()
+    return replace(variant, folder=folder)
 
 
 def trace(student: Student) -> tuple[torch.export.ExportedProgram, str]:
@@ -65,7 +66,7 @@ def _export(student: Student, input_name: str) -> torch.onnx.ONNXProgram:
     frontend = student.frontend
     # Two samples: torch.export takes a batch of one for a constant.
     example = torch.zeros(2, *frontend.graph_shape, dtype=getattr(torch, frontend.graph_dtype))
-    with _quiet():
+    with quietly():
         program = torch.onnx.export(
             student.eval(),
             (example,),
@@ -129,7 +130,7 @@ def _strip(model: onnx.ModelProto) -> None:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quietly() -> Iterator[None]:
     """Silences the exporter's warnings about its own internals."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level

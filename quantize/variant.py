@@ -24,13 +24,29 @@ def is_float(precision: str) -> bool:
 
 @dataclass(frozen=True)
 class InputSpec:
-    """The graph's one input, as a device delivers it; ``shape`` without the batch axis."""
+    """The graph's one input, as a device delivers it.
+
+    Attributes:
+        shape: without the batch; None for an axis of free size (time, say).
+        example: where axes are free, the shape of the samples that stand for all of them in measurements.
+    """
 
     name: str
     kind: str
-    shape: tuple[int, ...]
+    shape: tuple[int | None, ...]
     dtype: str
     sample_rate_hz: int | None = None
+    example: tuple[int, ...] | None = None
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """The shape of a sample, without the batch: ``shape``, or ``example`` where axes are free."""
+        fixed = tuple(size for size in self.shape if size is not None)
+        if len(fixed) == len(self.shape):
+            return fixed
+        if self.example is None:
+            raise ValueError(f"input {self.name} has free axes and no example")
+        return self.example
 
 
 @dataclass(frozen=True)
@@ -46,7 +62,8 @@ class Variant:
         folder: holds ``model.onnx`` and ``variant.json``.
         output: what the graph's one output means.
         float_nodes: names of the nodes that stay in float32: the front end, and ``answer_nodes``.
-        answer_nodes: names of the nodes after the network, which bring numbers to their own units.
+        answer_nodes: names of those of them that read what the network has in eight bits: the nodes after the network,
+            which bring numbers to their own units; in a model from elsewhere, masks with infinity.
         in_float: names of the nodes with weights that stay in float between int8 ones.
         target: the only target that it is for; empty where it is for all.
         modules: node name to dotted path of the torch module that it comes from, where that is known.
@@ -92,6 +109,10 @@ class Variant:
         write_json(self.folder / SIDECAR, {**record, "model_sha256": sha256_file(self.model)})
 
 
+def _tuple(said: list[int] | None) -> tuple[int, ...] | None:
+    return None if said is None else tuple(said)
+
+
 def load_variant(folder: Path) -> Variant:
     """Reads a variant back.
 
@@ -109,7 +130,7 @@ def load_variant(folder: Path) -> Variant:
         **{
             **record,
             "folder": folder,
-            "input": InputSpec(**{**said, "shape": tuple(said["shape"])}),
+            "input": InputSpec(**{**said, "shape": tuple(said["shape"]), "example": _tuple(said["example"])}),
             "output": OutputSpec.from_dict(record["output"]),
             "float_nodes": tuple(record["float_nodes"]),
             "answer_nodes": tuple(record["answer_nodes"]),

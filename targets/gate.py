@@ -8,6 +8,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
+from mst_edge.core.drift import Drift
 from mst_edge.core.scoring import Scoring
 from mst_edge.core.stats import Interval
 from targets.measure import Measurement
@@ -32,6 +33,19 @@ class AccuracyGoal:
 
 
 @dataclass(frozen=True)
+class DriftGoal:
+    """Lower limits for samples without labels; ``None`` is no limit.
+
+    Attributes:
+        min_agreement: share of answers as the fp32 model's.
+        min_correlation: of every number with the fp32 model's.
+    """
+
+    min_agreement: float | None = None
+    min_correlation: float | None = None
+
+
+@dataclass(frozen=True)
 class LatencyGoal:
     """Upper limits in ms; ``None`` is no limit."""
 
@@ -50,6 +64,7 @@ class Goals:
     """
 
     accuracy: AccuracyGoal = field(default_factory=AccuracyGoal)
+    drift: DriftGoal = field(default_factory=DriftGoal)
     latency: LatencyGoal = field(default_factory=LatencyGoal)
     max_size_mb: float | None = None
     max_memory_mb: float | None = None
@@ -73,14 +88,12 @@ class Accuracy:
         value: of the task's headline metric.
         drop: how much worse than the fp32 student, with its 95 % interval.
         relative_drop: the same as a share of the fp32 student's value.
-        agreement: share of answers in which build and fp32 student say the same.
         label: what people call the metric.
     """
 
     value: float
     drop: Interval
     relative_drop: Interval
-    agreement: float
     samples: int
     label: str = "accuracy"
 
@@ -90,15 +103,20 @@ class Candidate:
     """A build with everything that the gate looks at.
 
     Attributes:
-        parity: largest difference of logits from the torch student on real samples.
+        accuracy: None where samples have no labels.
+        drift: its answers against the fp32 model's.
+        parity: largest difference of logits from the model that it was made of on the samples that judge.
         parity_limit: largest one allowed for the build's precision.
+        real: whether samples were recorded. On random ones no build passes.
     """
 
     build: Build
     measurement: Measurement
-    accuracy: Accuracy
+    accuracy: Accuracy | None
+    drift: Drift
     parity: float
     parity_limit: float
+    real: bool = True
 
 
 @dataclass(frozen=True)
@@ -126,7 +144,6 @@ def compare_accuracy(
         value=scoring.value(ours),
         drop=drop,
         relative_drop=drop.scaled(1 / max(scoring.value(theirs), 1e-9)),
-        agreement=scoring.agreement(answers, reference),
         samples=len(target),
         label=scoring.label,
     )
@@ -186,7 +203,9 @@ def _fastest(candidates: Sequence[Candidate]) -> Candidate | None:
 
 def _badness(candidate: Candidate, checks: Sequence[Check]) -> tuple[float, ...]:
     missed = sum(not check.passed for check in checks)
-    return (missed, candidate.accuracy.drop.estimate, candidate.measurement.latency.p90_ms)
+    accuracy, drift = candidate.accuracy, candidate.drift
+    worse = accuracy.drop.estimate if accuracy is not None else 1 - drift.agreement
+    return (missed, worse, candidate.measurement.latency.p90_ms)
 
 
 def _too_little_gain(candidate: Candidate, best_float: Candidate, wanted: float) -> str:
@@ -206,7 +225,11 @@ def _times_slower(candidate: Candidate, winner: Candidate | None) -> str:
 
 def _checks(candidate: Candidate, goals: Goals) -> list[Check]:
     latency, size_mb = candidate.measurement.latency, candidate.measurement.size_bytes / 1e6
-    checks = [_parity_check(candidate), *_accuracy_checks(candidate, goals.accuracy)]
+    checks = [_parity_check(candidate), *_drift_checks(candidate.drift, goals.drift)]
+    if candidate.accuracy is not None:
+        checks += _accuracy_checks(candidate.accuracy, goals.accuracy)
+    if not candidate.real:
+        checks.append(Check("samples.real", False, "calibrated and judged on random samples: not for accuracy"))
     limits: Mapping[str, tuple[float, float | None, str]] = {
         "latency.p50_ms": (latency.p50_ms, goals.latency.p50_ms, "ms"),
         "latency.p90_ms": (latency.p90_ms, goals.latency.p90_ms, "ms"),
@@ -224,12 +247,25 @@ def _parity_check(candidate: Candidate) -> Check:
     return Check(
         "parity",
         candidate.parity <= candidate.parity_limit,
-        f"outputs differ by at most {candidate.parity:.2g} from torch, {candidate.parity_limit:.2g} allowed",
+        f"outputs differ by at most {candidate.parity:.2g} from the original, {candidate.parity_limit:.2g} allowed",
     )
 
 
-def _accuracy_checks(candidate: Candidate, goal: AccuracyGoal) -> list[Check]:
-    accuracy, checks = candidate.accuracy, []
+def _drift_checks(drift: Drift, goal: DriftGoal) -> list[Check]:
+    checks = []
+    if goal.min_agreement is not None:
+        text = f"{drift.agreement:.2%} of answers as the fp32 model's, at least {goal.min_agreement:.2%}"
+        checks.append(Check("drift.min_agreement", drift.agreement >= goal.min_agreement, text))
+    if goal.min_correlation is not None:
+        least = drift.least_correlation
+        found = "undefined" if least is None else f"{least:.5f}"
+        text = f"correlation with the fp32 model {found}, at least {goal.min_correlation:g}"
+        checks.append(Check("drift.min_correlation", least is not None and least >= goal.min_correlation, text))
+    return checks
+
+
+def _accuracy_checks(accuracy: Accuracy, goal: AccuracyGoal) -> list[Check]:
+    checks = []
     sure = " (bound of the 95 % interval)" if goal.confident else ""
     found = f"{accuracy.label} {accuracy.value:.2%}"
     if goal.min is not None:

@@ -62,6 +62,7 @@ def pack(
     output: OutputSpec,
     input_spec: InputSpec,
     reference_inputs: NDArray[Any],
+    fp32_outputs: NDArray[np.float32],
     builds: Sequence[PackedBuild],
     gate: Mapping[str, Any],
     provenance: Mapping[str, Any],
@@ -73,6 +74,7 @@ def pack(
     """Writes the bundle ``folder`` and ``folder.zip``; the first of ``builds`` is the chosen one.
 
     Args:
+        fp32_outputs: what the fp32 model says of the reference inputs, which drift on a device is told by.
         examples: files by name that anyone can try the bundle on.
         tokenizer: file that makes token ids of a text, for a model that takes them.
 
@@ -85,7 +87,8 @@ def pack(
         write_text(temporary / "run.py", _RUN)
         write_text(temporary / "README.md", readme)
         (temporary / "reference").mkdir()
-        np.save(temporary / "reference" / "inputs.npy", reference_inputs, allow_pickle=False)
+        for stem, array in (("inputs", reference_inputs), ("fp32", fp32_outputs)):
+            np.save(temporary / "reference" / f"{stem}.npy", array, allow_pickle=False)
         if tokenizer is not None:
             shutil.copyfile(tokenizer, temporary / TOKENIZER)
         for example, content in examples.items():
@@ -105,6 +108,7 @@ def pack(
             "ignore_label": output.ignore_label,
             "input": {**asdict(input_spec), **({} if tokenizer is None else {"tokenizer": TOKENIZER})},
             "reference_inputs": "reference/inputs.npy",
+            "fp32_outputs": "reference/fp32.npy",
             "builds": entries,
             "gate": dict(gate),
             "licence": licence,

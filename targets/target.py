@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import importlib
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from mst_edge.core.errors import UserError, unknown_name
 from quantize.variant import Variant
+from targets.measure import Worker
 from targets.runtimes.base import Runner, Runtime
 from targets.spec import Build, Probe, TargetSpec
 
@@ -49,8 +52,15 @@ class Target:
         """What every runtime found out about itself here."""
         return {name: self.runtime(name).probe() for name in self.spec.runtimes}
 
-    def build_all(self, variants: list[Variant], threads: int, folder: Path) -> Iterator[Build | Skipped]:
-        """Compiles every variant with every runtime, in every precision that works here."""
+    def build_all(
+        self, variants: list[Variant], threads: int, folder: Path, *, ours: bool = True
+    ) -> Iterator[Build | Skipped]:
+        """Compiles every variant with every runtime, in every precision that works here.
+
+        Args:
+            ours: of a student of ours, a float build that a runtime does not take is our own mistake; with a model
+                from elsewhere it is skipped like any other.
+        """
         for name in self.spec.runtimes:
             runtime = self.runtime(name)
             probe = runtime.probe()
@@ -59,24 +69,35 @@ class Target:
                 continue
             for variant in (one for one in variants if one.target in ("", self.spec.name)):
                 for precision in runtime.precisions(variant):
-                    label = runtime.label(variant, precision)
-                    build = runtime.build(variant, precision, threads, folder / f"{name}-{label}")
-                    problem = self._problem(build)
+                    build_id = f"{name}-{runtime.label(variant, precision)}"
+                    try:
+                        build = runtime.build(variant, precision, threads, folder / build_id)
+                    except Exception as error:
+                        if ours or isinstance(error, UserError):  # a full disk, say
+                            raise
+                        yield Skipped(build_id, _does_not_run(error))
+                        continue
+                    problem = self._problem(build, ours=ours)
                     yield Skipped(build.id, problem) if problem else build
 
-    def _problem(self, build: Build) -> str:
-        """Why a quantized build does not run here, found by running it once; empty if it does.
+    def _problem(self, build: Build, *, ours: bool) -> str:
+        """Why a build does not run here, found by running it once; empty if it does.
 
-        Runtimes accept files that they then have no kernel for. A float build that does not run is our own mistake.
+        Runtimes accept files that they then have no kernel for, and some crash. So whatever is not simply our own
+        float network is tried in a process of its own.
         """
         about = build.facts["input"]
+        zeros = np.zeros((1, *about["sizes"]), about["dtype"])
         try:
-            with self.load(build) as runner:
-                runner.run(np.zeros((1, *about["shape"]), about["dtype"]))
+            if ours and build.precision == "fp32":
+                with self.load(build) as runner:
+                    runner.run(zeros)
+            else:
+                _run_apart(build, zeros)
         except Exception as error:
-            if build.is_float:
+            if build.is_float and ours:
                 raise
-            return f"the runtime does not run it: {' '.join(str(error).split())}"
+            return _does_not_run(error)
         return ""
 
     def load(self, build: Build) -> Runner:
@@ -84,6 +105,17 @@ class Target:
         if build.target != self.spec.name:
             raise UserError(f"build {build.id} is for target {build.target}, not {self.spec.name}")
         return self.runtime(build.runtime).load(build)
+
+
+def _run_apart(build: Build, sample: NDArray[Any]) -> None:
+    with tempfile.TemporaryDirectory(prefix="mst-edge-") as folder:
+        np.save(Path(folder) / "sample.npy", sample, allow_pickle=False)
+        with Worker(build, Path(folder) / "sample.npy"):  # loads it and runs the sample
+            pass
+
+
+def _does_not_run(error: Exception) -> str:
+    return f"the runtime does not run it: {' '.join(str(error).split())}"
 
 
 def get_target(name: str) -> Target:

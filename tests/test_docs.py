@@ -146,6 +146,22 @@ def test_every_scheme_of_quantization_is_on_its_page_with_what_it_says_of_itself
     assert all(f"| `{name}` |" in page for name in get_args(Calibrator))
 
 
+def test_the_python_on_the_page_of_quantization_runs_as_written(tmp_path):
+    page = (ROOT / "docs" / "quantization.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    shown = "print([(v.name, v.input.shape) for v in variants], skipped)"
+    done = subprocess.run(
+        [sys.executable, "-c", f"{code}\n{shown}"],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "[('int8', (None, 4)), ('fp16', (None, 4))] []"
+
+
 def test_every_network_is_on_its_page_with_its_size_and_options():
     page = (ROOT / "docs" / "networks.md").read_text(encoding="utf-8")
     rows = re.findall(r"^\| `(\w+)` \|[^|]*\|([^|]*)\| (`\([^|]*) \| (\d+) \| ([\d ]+) \|$", page, re.MULTILINE)

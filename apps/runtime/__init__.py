@@ -11,6 +11,7 @@ Everything here runs on Python 3.10 and imports nothing of mst-edge, because a b
 
 from .answers import Answer, LabelMap, Numbers, Prediction
 from .bundle import Bundle, memory_mb
+from .drift import Drift
 from .errors import BundleError
 from .inputs import Sample, read_sample
 from .manifest import Manifest
@@ -20,6 +21,7 @@ __all__ = [
     "Answer",
     "Bundle",
     "BundleError",
+    "Drift",
     "LabelMap",
     "Manifest",
     "Numbers",

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .answers import Answer, Prediction, answer_of
+from .drift import Drift, drift
 from .engines import ENGINES, Engine
 from .errors import BundleError
 from .inputs import Sample, encode_text, read_sample
@@ -112,10 +113,9 @@ class Bundle:
     def outputs(self, batch: NDArray[Any]) -> NDArray[np.float32]:
         """``(batch, *input.shape)`` of the input's dtype to ``(batch, labels)``, or ``(batch, labels, H, W)``."""
         spec = self.manifest.input
-        if batch.shape[1:] != spec.shape or batch.dtype != spec.dtype:
+        if not spec.fits(batch.shape[1:]) or batch.dtype != spec.dtype:
             raise BundleError(
-                f"expected (batch, {', '.join(map(str, spec.shape))}) {spec.dtype}, "
-                f"received {batch.shape} {batch.dtype}",
+                f"expected samples of {spec.text()} in a batch, received {batch.shape} {batch.dtype}",
                 where=f"input {spec.name}",
             )
         return self.load().run(np.ascontiguousarray(batch))
@@ -145,9 +145,8 @@ class Bundle:
             BundleError: the difference is beyond the build's tolerance: this device runs it wrongly.
         """
         self.load()
-        inputs = np.load(inside(self.folder, self.manifest.reference_inputs), allow_pickle=False)
-        expected = np.load(inside(self.folder, self.build.reference_outputs), allow_pickle=False)
-        actual = np.concatenate([self.outputs(sample[None]) for sample in inputs])
+        expected = self._array(self.build.reference_outputs)
+        actual = self._reference_run()
         # Of 300 K, float32 does not hold the fifth decimal: its last places are no difference.
         apart = np.maximum(0, np.abs(actual - expected) - 4 * np.spacing(np.abs(expected)))
         difference = float((apart / np.array(self.manifest.scale or 1.0)).max())
@@ -159,6 +158,21 @@ class Bundle:
                 fix="the runtime or CPU differs from where it was packed: build the bundle for this machine",
             )
         return difference
+
+    def drift(self) -> Drift:
+        """How far this device's answers for the reference inputs are from those of the fp32 model: no labels needed."""
+        numbers = self.manifest.task == "regression"
+        return drift(
+            self._reference_run(), self._array(self.manifest.fp32_outputs), self.manifest.labels, numbers=numbers
+        )
+
+    def _reference_run(self) -> NDArray[np.float32]:
+        inputs = self._array(self.manifest.reference_inputs)
+        return np.concatenate([self.outputs(sample[None]) for sample in inputs])
+
+    def _array(self, name: str) -> NDArray[Any]:
+        array: NDArray[Any] = np.load(inside(self.folder, name), allow_pickle=False)
+        return array
 
     def close(self) -> None:
         """Frees the model and what was unpacked."""
@@ -195,7 +209,11 @@ def _verify(folder: Path, manifest: Manifest) -> None:
             raise BundleError(f"file {name} is missing", where=folder, fix="copy the bundle again")
         if _sha256(path) != expected:
             raise BundleError(f"file {name} was changed", where=folder, fix="copy the bundle again")
-    needed = [manifest.reference_inputs, *([manifest.input.tokenizer] if manifest.input.tokenizer else [])]
+    needed = [
+        manifest.reference_inputs,
+        manifest.fp32_outputs,
+        *([manifest.input.tokenizer] if manifest.input.tokenizer else []),
+    ]
     needed += [name for build in manifest.builds for name in (build.model, build.reference_outputs)]
     for name in needed:
         if name not in manifest.files:

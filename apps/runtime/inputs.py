@@ -43,7 +43,7 @@ def read_sample(path: str | Path, spec: InputSpec, tokenizer: Tokenizer | None =
     if spec.kind == "audio":
         return _from_audio(path, spec)
     if spec.kind == "image":
-        image = read_image(path, spec.shape)
+        image = read_image(path, spec.sizes)
         return Sample(image if spec.dtype == "uint8" else (image / 255.0).astype(np.float32))
     raise BundleError(f"an input of kind {spec.kind} is read from .npy files", where=path)
 
@@ -93,8 +93,8 @@ def _from_npy(path: Path, spec: InputSpec) -> Sample:
         raise BundleError("no such file", where=path) from None
     except (OSError, ValueError, EOFError) as error:
         raise BundleError(f"not a readable .npy array ({error})", where=path) from None
-    if array.shape != spec.shape or array.dtype.kind not in "fiu":
-        raise BundleError(f"holds {array.shape} {array.dtype}, the bundle takes {spec.shape} {spec.dtype}", where=path)
+    if not spec.fits(array.shape) or array.dtype.kind not in "fiu":
+        raise BundleError(f"holds {array.shape} {array.dtype}, the bundle takes {spec.text()}", where=path)
     if not np.isfinite(array).all():
         raise BundleError("holds NaN or infinity", where=path)
     return Sample(array.astype(spec.dtype))
@@ -108,7 +108,7 @@ def _from_audio(path: Path, spec: InputSpec) -> Sample:
     if spec.sample_rate_hz is None:
         raise BundleError("the bundle does not say at which rate it listens", where=path)
     resampled = resample(wave, spec.sample_rate_hz)
-    (length,) = spec.shape
+    (length,) = spec.sizes
     samples, start = fit_length(resampled.samples, length)
     if start > 0:
         rate = spec.sample_rate_hz

@@ -38,6 +38,7 @@ def main(folder: Path, arguments: list[str] | None = None) -> int:
             if chosen.self_test:
                 difference = bundle.self_test()
                 print(f"self-test passed: {bundle.build.id}, largest difference {difference:.3g}")
+                print(bundle.drift().text())
             for _, samples in sources(bundle, chosen.files, chosen.text, by_line=chosen.lines):
                 for name, sample in samples():
                     _answer(bundle, name, sample, chosen.maps, as_json=chosen.json)

@@ -10,23 +10,38 @@ from typing import Any
 from .errors import BundleError
 
 MANIFEST = "manifest.json"
-FORMAT, VERSION = "mst-edge-bundle", 2
+FORMAT, VERSION = "mst-edge-bundle", 3
 
 
 @dataclass(frozen=True)
 class InputSpec:
-    """The graph's one input; ``shape`` without the batch axis.
+    """The graph's one input.
 
     Attributes:
+        shape: without the batch axis; None for an axis of free size.
         tokenizer: path inside the bundle of what makes token ids of a text; None where the input is no text.
     """
 
     name: str
     kind: str
-    shape: tuple[int, ...]
+    shape: tuple[int | None, ...]
     dtype: str
     sample_rate_hz: int | None
     tokenizer: str | None = None
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """``shape`` where no axis is free, as it is for sounds and pictures."""
+        return tuple(size for size in self.shape if size is not None)
+
+    def fits(self, shape: tuple[int, ...]) -> bool:
+        """Whether a sample of ``shape`` can be read."""
+        same = (size in (None, given) for size, given in zip(self.shape, shape, strict=True))
+        return len(shape) == len(self.shape) and all(same)
+
+    def text(self) -> str:
+        """Shape and type, for people; ? for a free axis."""
+        return f"{self.shape} {self.dtype}".replace("None", "?")
 
 
 @dataclass(frozen=True)
@@ -61,6 +76,7 @@ class Manifest:
         units: of the numbers, one per label; empty for classes.
         scale: standard deviation of each number over the training data; empty for classes.
         ignore_label: class that stands for pixels without a label.
+        fp32_outputs: path of what the fp32 model says of the reference inputs.
     """
 
     name: str
@@ -72,6 +88,7 @@ class Manifest:
     ignore_label: int | None
     input: InputSpec
     reference_inputs: str
+    fp32_outputs: str
     builds: tuple[BuildEntry, ...]
     gate: dict[str, Any]
     files: dict[str, str]
@@ -106,7 +123,8 @@ def read_manifest(folder: Path) -> Manifest:
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise BundleError(f"lacks or misstates {error}", where=path) from None
     own = [manifest.input.tokenizer] if manifest.input.tokenizer is not None else []
-    for name in (*manifest.files, manifest.reference_inputs, *own, *(build.model for build in manifest.builds)):
+    read = (manifest.reference_inputs, manifest.fp32_outputs)
+    for name in (*manifest.files, *read, *own, *(build.model for build in manifest.builds)):
         inside(folder, name)
     return manifest
 
@@ -139,12 +157,13 @@ def _parse(raw: dict[str, Any]) -> Manifest:
         input=InputSpec(
             name=str(said["name"]),
             kind=str(said["kind"]),
-            shape=tuple(int(size) for size in said["shape"]),
+            shape=tuple(None if size is None else int(size) for size in said["shape"]),
             dtype=str(said["dtype"]),
             sample_rate_hz=None if said["sample_rate_hz"] is None else int(said["sample_rate_hz"]),
             tokenizer=str(said["tokenizer"]) if "tokenizer" in said else None,
         ),
         reference_inputs=str(raw["reference_inputs"]),
+        fp32_outputs=str(raw["fp32_outputs"]),
         builds=builds,
         gate=dict(raw["gate"]),
         files={str(name): str(digest) for name, digest in raw["files"].items()},

@@ -66,7 +66,7 @@ def read_target(path: Path, raw: NDArray[Any], about: Description, described: Pa
     """
     if not raw.ndim or not len(raw):
         raise UserError(f"expected shape (samples,), received {raw.shape}", where=path)
-    task = about.task or _infer(raw)
+    task = about.task or infer_task(raw)
     _require_fitting_keys(task, about, described)
     if task == SEGMENTATION:
         return _label_maps(path, raw, about)
@@ -82,7 +82,7 @@ def blocks(array: NDArray[Any]) -> Iterator[tuple[int, NDArray[Any]]]:
         yield start, np.asarray(array[start : start + rows])
 
 
-def _infer(raw: NDArray[Any]) -> str:
+def infer_task(raw: NDArray[Any]) -> str:
     """Whole numbers per pixel are label maps; numbers with a fraction are to be regressed; the rest are classes."""
     if raw.ndim == 3 and raw.dtype.kind in "iu":
         return SEGMENTATION

@@ -43,6 +43,11 @@ def current_run() -> Path | None:
     return _current_run[-1] if _current_run else None
 
 
+def current_folder(folder: Path) -> None:
+    """Says where a traceback is to be kept from now on."""
+    _current_run.append(folder)
+
+
 def register(app: typer.Typer) -> None:
     """Adds this file's commands."""
     app.command()(init)
@@ -129,7 +134,7 @@ def _run(
     processes = connect(pick_device(device))
     folder = out or Path("runs") / f"{recipe.name}-{datetime.now():%Y%m%d-%H%M%S}"
     store = open_run(folder, recipe, resume=resume)
-    _current_run.append(folder)
+    current_folder(folder)
     scalars = store.path / "tensorboard" if processes.first else None
     with ConsoleWatcher(scalars, quiet=as_json or not processes.first) as watcher:
         result = run_recipe(recipe, store, RunOptions(root, device, until, processes), watcher)
@@ -186,7 +191,7 @@ def compare(
             fix="start it without a launcher; run and distill take several processes",
         )
     folder = out or Path("runs") / f"{parsed.name}-compare"
-    _current_run.append(folder)
+    current_folder(folder)
     console = Console(stderr=True, quiet=json_)
     options = CompareOptions(methods, parse_seeds(seeds), parse_vary(vary), ablations, root, device, quiet=json_)
     record = run_comparison(parsed, folder, options, console.print)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -16,6 +17,7 @@ from typing import Any
 from mst_edge.core.errors import UserError
 
 _BLOCK_BYTES = 1 << 20
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}\.(tmp|old)")
 
 
@@ -25,6 +27,9 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
     The caller creates a file or a folder there. On any exception, also an interrupt, the temporary
     is removed and ``path`` is as before.
+
+    Raises:
+        UserError: the disk is full, also where a library said so in words of its own.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.parent / f".{path.name}.{uuid.uuid4().hex[:8]}.tmp"
@@ -42,12 +47,34 @@ def atomic_path(path: Path) -> Iterator[Path]:
         else:
             _flush(temporary)
             temporary.replace(path)
-    except BaseException:
+    except BaseException as error:
+        full = _full(error, path.parent)
         if temporary.is_dir():
             shutil.rmtree(temporary, ignore_errors=True)
         else:
             temporary.unlink(missing_ok=True)
+        if full:
+            raise UserError("the disk is full", where=full, fix="free some space, or write to another disk") from error
         raise
+
+
+def _full(error: BaseException, folder: Path) -> str:
+    """What could not be written because a disk is full; empty where that was not the reason.
+
+    Libraries raise errors of their own when a write fails: then another write tells.
+    """
+    if isinstance(error, UserError) or not isinstance(error, Exception):
+        return ""
+    if isinstance(error, OSError):
+        return str(error.filename or folder) if error.errno in _FULL else ""
+    probe = folder / f".probe.{uuid.uuid4().hex[:8]}.tmp"
+    try:
+        probe.write_bytes(bytes(_BLOCK_BYTES))
+    except OSError as failed:
+        return str(folder) if failed.errno in _FULL else ""
+    finally:
+        probe.unlink(missing_ok=True)
+    return ""
 
 
 def require_unused(folder: Path, holds: str) -> None:

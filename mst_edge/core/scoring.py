@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from mst_edge.core.drift import Drift, correlations, js_distances
 from mst_edge.core.stats import Interval, paired_difference, proportion_interval
 
 _RESAMPLES, _RESAMPLES_AT_ONCE = 2000, 100
@@ -95,6 +96,12 @@ class Scoring(ABC):
     @abstractmethod
     def agreement(self, one: NDArray[Any], other: NDArray[Any]) -> float:
         """Share of two models' answers that are the same."""
+
+    def drift(self, said: Predictions, reference: Predictions) -> Drift:
+        """How far a model's answers are from another's on the same samples."""
+        distances = js_distances(said.outputs, reference.outputs)
+        same = self.agreement(said.answers, reference.answers)
+        return Drift(same, float(distances.mean()), float(distances.max()), (), len(said.answers))
 
     def columns(self) -> list[Column]:
         """Other metrics for tables."""
@@ -229,6 +236,10 @@ class NrmseScoring(Scoring):
 
     def agreement(self, one: NDArray[Any], other: NDArray[Any]) -> float:
         return float((np.abs(one - other) / np.array(self.output.scale) < _SAME).mean())
+
+    def drift(self, said: Predictions, reference: Predictions) -> Drift:
+        same = self.agreement(said.answers, reference.answers)
+        return Drift(same, None, None, correlations(said.answers, reference.answers), len(said.answers))
 
     def columns(self) -> list[Column]:
         found = [Column("r2", "R²", False), Column("pearson", "Pearson r", False)]

@@ -12,6 +12,7 @@ from typing import Any
 import jinja2
 import yaml
 
+from mst_edge.core.errors import UserError
 from mst_edge.core.files import read_json, write_text
 from mst_edge.report import layers, svg
 from mst_edge.report.table import model_name, short_verdict
@@ -22,9 +23,11 @@ def write_report(run: RunFolder) -> Path:
     """Writes the page from ``result.json`` and the training histories; returns its path.
 
     Raises:
-        UserError: the run has no result yet.
+        UserError: the run has no result yet, or is of a model that was not trained here.
     """
     result = run.result()
+    if "distill" not in result:
+        raise UserError("holds a model that came as a file, which has no page", where=run.path, fix="read result.json")
     histories = read_json(run.distill / "histories.json")
     loader = jinja2.PackageLoader("mst_edge.report", "templates")
     environment = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
@@ -26,7 +27,7 @@ def print_result(result: dict[str, Any], run: RunFolder, console: Console | None
         console.print(f"their names, for quantize.exclude: {run.variants / 'sensitivity.md'}", highlight=False)
     for target in result["targets"]:
         console.print(_builds(target))
-        _verdict(console, target, run)
+        print_verdict(console, target, run.path)
     for said in result["distill"]["diagnoses"]:
         console.print(f"{said['level']}: {said['text']}", highlight=False)
     console.print(f"report: {run.report_file}", highlight=False)
@@ -79,20 +80,85 @@ def _builds(target: dict[str, Any]) -> Table:
     # Narrow: 80 columns hold the longest build; what the gate says of each stands below.
     table = Table(title=title, box=SIMPLE_HEAD, padding=(0, 1, 0, 0), title_justify="left", title_style="bold")
     table.add_column("build", no_wrap=True)
-    for column in (target["scoring"]["label"], "drop (95 % interval)", "p50 ms", "p90 ms", "MB"):
+    for column in (*_judged_by(target), "p50 ms", "p90 ms", "MB"):
         table.add_column(column, justify="right", no_wrap=True)
     for row in target["builds"]:
-        drop, latency = row["accuracy"]["drop"], row["measurement"]["latency"]
+        latency = row["measurement"]["latency"]
         table.add_row(
             row["id"],
-            f"{row['accuracy']['value']:.1%}",
-            f"{drop['estimate']:+.1%} ({drop['low']:+.1%} {drop['high']:+.1%})",
+            *_judged(row),
             f"{latency['p50_ms']:.3f}",
             f"{latency['p90_ms']:.3f}",
             f"{row['measurement']['size_bytes'] / 1e6:.2f}",
             style="bold" if row["verdict"]["chosen"] else None,
         )
     return table
+
+
+def _judged_by(target: dict[str, Any]) -> tuple[str, str]:
+    """Headings of what tells how right builds are: labels, else drift from the fp32 model."""
+    row = target["builds"][0]
+    if row["accuracy"] is not None:
+        return target["scoring"]["label"], "drop (95 % interval)"
+    return "as fp32", "correlation" if row["drift"]["js_mean"] is None else "JS mean (max)"
+
+
+def _judged(row: dict[str, Any]) -> tuple[str, str]:
+    if row["accuracy"] is not None:
+        drop = row["accuracy"]["drop"]
+        interval = f"{drop['estimate']:+.1%} ({drop['low']:+.1%} {drop['high']:+.1%})"
+        return f"{row['accuracy']['value']:.1%}", interval
+    drift = row["drift"]
+    if drift["js_mean"] is not None:
+        return f"{drift['agreement']:.1%}", f"{drift['js_mean']:.4f} ({drift['js_max']:.4f})"
+    least = min((value for value in drift["correlation"] if value is not None), default=None)
+    return f"{drift['agreement']:.1%}", "-" if least is None else f"{least:.5f}"
+
+
+def print_model(result: dict[str, Any], place: Path, console: Console | None = None) -> None:
+    """Prints what became of a model that came as a file: its variants, its builds, what won and why."""
+    console = console or Console()
+    said = result.get("model", {})
+    if said:
+        console.print(
+            f"{said['file']}: {said['calibrating']} samples calibrate, {said['judging']} others judge", highlight=False
+        )
+    for note in said.get("notes", ()):
+        console.print(f"note: {note}", highlight=False)
+    if not result["real"]:
+        console.print("random samples: not for accuracy, nothing is judged", style="bold red", highlight=False)
+    for row in result["variants"]:
+        console.print(f"  {row['name']}: {row['backend']}, {row['size_bytes'] / 1e6:.2f} MB", highlight=False)
+    for entry in result["skipped_schemes"]:
+        console.print(f"  {entry['id']}: not made, {entry['reason']}", highlight=False)
+    for target in result.get("targets", ()):
+        console.print(_builds(target))
+        print_verdict(console, target, place)
+    console.print(f"in {place}", highlight=False)
+
+
+def print_profile(result: dict[str, Any], console: Console | None = None) -> None:
+    """Prints latencies."""
+    console = console or Console()
+    first = result["builds"][0]["measurement"]["latency"]
+    title = f"{result['target']}: batch 1, {first['threads']} thread(s), inputs: {result['inputs']}"
+    table = Table(title=title, box=SIMPLE_HEAD, padding=(0, 1, 0, 0), title_justify="left", title_style="bold")
+    table.add_column("build", no_wrap=True)
+    for column in ("p50 ms", "p90 ms", "p99 ms", "runs", "load ms", "peak MB"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for row in result["builds"]:
+        measured = row["measurement"]
+        latency = measured["latency"]
+        times = (f"{latency[key]:.3f}" for key in ("p50_ms", "p90_ms", "p99_ms"))
+        table.add_row(
+            row["id"], *times, str(latency["runs"]), f"{measured['load_ms']:.0f}", f"{measured['peak_memory_mb']:.0f}"
+        )
+    console.print(table)
+    for row in result["builds"]:
+        if row["measurement"]["latency"]["noise"]:
+            console.print(f"  {row['id']}: {row['measurement']['latency']['noise']}", highlight=False)
+    for entry in result["skipped"]:
+        console.print(f"  {entry['id']}: not built, {entry['reason']}", highlight=False)
 
 
 def short_verdict(row: dict[str, Any]) -> str:
@@ -103,7 +169,8 @@ def short_verdict(row: dict[str, Any]) -> str:
     return "passed" if verdict["passed"] else "failed"
 
 
-def _verdict(console: Console, target: dict[str, Any], run: RunFolder) -> None:
+def print_verdict(console: Console, target: dict[str, Any], place: Path) -> None:
+    """What the gate says of a target's builds, and where the bundle lies."""
     colour = "green" if target["gate"] == "passed" else "red"
     console.print(f"gate [{colour}]{target['gate']}[/{colour}] with {target['chosen']}", highlight=False)
     for row in target["builds"]:
@@ -113,4 +180,4 @@ def _verdict(console: Console, target: dict[str, Any], run: RunFolder) -> None:
             console.print(f"    {noise}", highlight=False)
     for entry in target["skipped"]:
         console.print(f"  {entry['id']}: not built, {entry['reason']}", highlight=False)
-    console.print(f"bundle: {run.path / target['bundle']}", highlight=False)
+    console.print(f"bundle: {place / target['bundle']}", highlight=False)

@@ -20,6 +20,7 @@ from distill.datasets.target import CLASSIFICATION, SEGMENTATION
 from distill.frontends import Frontend, frontend_options, make_frontend
 from mst_edge.core.errors import UserError, unknown_name
 from mst_edge.core.files import atomic_path
+from mst_edge.core.rows import npy_rows
 from mst_edge.core.scoring import SCORINGS
 from mst_edge.recipe import Recipe, TeacherSection, parse_options
 from mst_edge.run_folder import RunFolder
@@ -206,8 +207,7 @@ def save_evaluation(run: RunFolder, data: Data, modality: str, frontend: Fronten
     with atomic_path(run.evaluation) as temporary:
         temporary.mkdir()
         shape = (len(ids), *frontend.graph_shape)
-        out = np.lib.format.open_memmap(temporary / "inputs.npy", mode="w+", dtype=dtype, shape=shape)
-        for start in range(0, len(ids), 256):
-            out[start : start + 256] = frontend.host(data.dataset.read(modality, ids[start : start + 256]))
-        out.flush()
+        with npy_rows(temporary / "inputs.npy", shape, dtype) as append:
+            for start in range(0, len(ids), 256):
+                append(frontend.host(data.dataset.read(modality, ids[start : start + 256])))
         np.save(temporary / "target.npy", np.asarray(data.dataset.target[ids]), allow_pickle=False)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from apps.runtime.tokenizer import TOKENIZER
+from mst_edge.core.errors import UserError
 from mst_edge.core.provenance import provenance
-from mst_edge.core.scoring import OutputSpec, Predictions, Scoring, scoring_of
+from mst_edge.core.scoring import OutputSpec, Predictions, scoring_of
 from mst_edge.recipe import Recipe
 from mst_edge.run_folder import RunFolder
 from mst_edge.stages.data import Data
@@ -20,12 +23,13 @@ from mst_edge.stages.variants import PARITY_SAMPLES
 from quantize.variant import Variant
 from targets import measure
 from targets.examples import example_files
-from targets.gate import Candidate, Verdict, compare_accuracy, judge
+from targets.gate import Candidate, Goals, Verdict, compare_accuracy, judge
 from targets.pack import PackedBuild, pack
 from targets.spec import Build
 from targets.target import Skipped, get_target
 
 REFERENCE_SAMPLES = 8
+NOT_JUDGED = "not judged"  # what the gate says where samples were random
 # Reference outputs of a bundle: label maps are large.
 _MOST_REFERENCE_BYTES = 4 << 20
 # Largest difference of outputs from the torch student, as a share of the outputs' spread (standard
@@ -49,6 +53,46 @@ def stage_name(target: str) -> str:
     return f"deploy-{target}"
 
 
+@dataclass(frozen=True)
+class Subject:
+    """What is deployed, and what it is judged by: a run's student, or a model that came as a file.
+
+    Attributes:
+        place: where builds and bundles go.
+        variants: of one model, fp32 first.
+        inputs: file of the samples that judge, ``(samples, *input)``.
+        reference: what the model says of them before any build.
+        truth: ``(samples, ...)`` their targets; None where they have no labels.
+        real: whether samples were recorded.
+        origin: hashes and seeds, for the provenance.
+        examples: files that anyone can try the bundle on.
+        readme: what the bundle's page says the samples are.
+        ours: whether it is a student that we exported ourselves.
+    """
+
+    name: str
+    place: RunFolder
+    variants: list[Variant]
+    inputs: Path
+    reference: Predictions
+    truth: NDArray[Any] | None
+    goals: Goals
+    protocol: measure.Protocol
+    threads: int
+    licence: str
+    origin: Mapping[str, Any]
+    examples: Mapping[str, bytes]
+    readme: str
+    tokenizer: Path | None = None
+    real: bool = True
+    ours: bool = True
+
+    @property
+    def output(self) -> OutputSpec:
+        """What the model's one output means."""
+        return self.variants[0].output
+
+
 def run_deploy(
     recipe: Recipe,
     data: Data,
@@ -57,45 +101,74 @@ def run_deploy(
     target_name: str,
     watcher: DeployWatcher,
 ) -> dict[str, Any]:
+    """Deploys a run's student to one target, see ``deploy``; marks the stage as finished."""
+    test, truth = data.splits["test"], np.load(run.evaluation / "target.npy", mmap_mode="r", allow_pickle=False)
+    tokenizer = run.distill / TOKENIZER
+
+    def recorded(number: int) -> NDArray[Any]:
+        return data.dataset.read(recipe.student.modality, test[number : number + 1])[0]
+
+    subject = Subject(
+        name=recipe.name,
+        place=run,
+        variants=variants,
+        inputs=run.evaluation / "inputs.npy",
+        reference=load_predictions(run),
+        truth=truth,
+        goals=goals_of(recipe),
+        protocol=protocol_of(recipe),
+        threads=recipe.measure.threads,
+        licence=data.dataset.licence,
+        origin={"recipe_sha256": recipe.sha256(), "data_sha256": data.dataset.fingerprint, "seed": recipe.seed},
+        examples=example_files(variants[0].input, recorded, truth, variants[0].output.names),
+        readme="test samples",
+        tokenizer=tokenizer if tokenizer.is_file() else None,
+    )
+    record = deploy(subject, target_name, watcher)
+    run.finish_stage(stage_name(target_name), record)
+    return record
+
+
+def deploy(subject: Subject, target_name: str, watcher: DeployWatcher) -> dict[str, Any]:
     """Builds every variant for one target, measures and judges the builds, packs the chosen one."""
     target = get_target(target_name)
     builds: list[Build] = []
     skipped: list[Skipped] = []
-    for made in target.build_all(variants, recipe.measure.threads, run.builds(target_name)):
+    place = subject.place.builds(target_name)
+    for made in target.build_all(subject.variants, subject.threads, place, ours=subject.ours):
         if isinstance(made, Build):
             watcher.step(f"built {made.id}")
             builds.append(made)
         else:
             skipped.append(made)
-    output = variants[0].output
-    scoring, reference = scoring_of(output), load_predictions(run)
-    truth = np.load(run.evaluation / "target.npy", mmap_mode="r", allow_pickle=False)
-    measured = measure.measure(builds, run.evaluation / "inputs.npy", output, protocol_of(recipe), watcher.busy)
-    torch_outputs = _torch_outputs(variants, reference)
-    candidates = [
-        _candidate(build, *measured[build.id], reference, truth, scoring, torch_outputs[build.variant])
-        for build in builds
-    ]
-    verdicts = judge(candidates, goals_of(recipe))
+    if not builds:
+        reasons = "; ".join(f"{entry.id}: {entry.reason}" for entry in skipped)
+        raise UserError(f"no runtime of {target_name} runs it here ({reasons})", where=subject.name)
+    scoring, reference, truth = scoring_of(subject.output), subject.reference, subject.truth
+    measured = measure.measure(builds, subject.inputs, subject.output, subject.protocol, watcher.busy)
+    torch_outputs = _torch_outputs(subject.variants, reference)
+    candidates = [_candidate(subject, build, *measured[build.id], torch_outputs[build.variant]) for build in builds]
+    verdicts = judge(candidates, subject.goals)
     said = {build_id: predictions for build_id, (_, predictions) in measured.items()}
     chosen = next(v.build_id for v in verdicts if v.chosen)
-    confusion = scoring.confusion(said[chosen].answers, truth)
+    confusion = None if truth is None else scoring.confusion(said[chosen].answers, truth)
+    passed = any(v.chosen and v.passed for v in verdicts)
     record = {
         "target": target_name,
         "summary": target.spec.summary,
-        "threads": recipe.measure.threads,
+        "threads": subject.threads,
         "scoring": scoring.describe(),
-        "fp32_accuracy": scoring.value(scoring.statistics(reference.answers, truth)),
+        "fp32_accuracy": None if truth is None else scoring.value(scoring.statistics(reference.answers, truth)),
+        "real": subject.real,
         "builds": [_row(c, v) for c, v in zip(candidates, verdicts, strict=True)],
         "skipped": [asdict(entry) for entry in skipped],
-        "goals": asdict(goals_of(recipe)),
+        "goals": asdict(subject.goals),
         "chosen": chosen,
-        "gate": "passed" if any(v.chosen and v.passed for v in verdicts) else "failed",
+        "gate": ("passed" if passed else "failed") if subject.real else NOT_JUDGED,
         "confusion": None if confusion is None else confusion.tolist(),
-        "bundle": str(run.bundle(target_name).relative_to(run.path)),
+        "bundle": str(subject.place.bundle(target_name).relative_to(subject.place.path)),
     }
-    _pack(recipe, data, run, variants[0], candidates, verdicts, said, record)
-    run.finish_stage(stage_name(target_name), record)
+    _pack(subject, candidates, verdicts, said, record)
     return record
 
 
@@ -106,21 +179,19 @@ def _torch_outputs(variants: list[Variant], reference: Predictions) -> dict[str,
 
 
 def _candidate(
-    build: Build,
-    measurement: Any,
-    said: Predictions,
-    reference: Predictions,
-    truth: NDArray[Any],
-    scoring: Scoring,
-    torch_outputs: NDArray[Any],
+    subject: Subject, build: Build, measurement: Any, said: Predictions, torch_outputs: NDArray[Any]
 ) -> Candidate:
-    difference = scoring.difference(said.outputs[:PARITY_SAMPLES], torch_outputs)
+    scoring, reference, truth = scoring_of(subject.output), subject.reference, subject.truth
+    few = len(torch_outputs)
+    difference = scoring.difference(said.outputs[:few], torch_outputs)
     return Candidate(
         build=build,
         measurement=measurement,
-        accuracy=compare_accuracy(said.answers, reference.answers, truth, scoring),
+        accuracy=None if truth is None else compare_accuracy(said.answers, reference.answers, truth, scoring),
+        drift=scoring.drift(said, reference),
         parity=difference / scoring.spread(reference.outputs),
         parity_limit=PARITY_LIMITS[build.precision],
+        real=subject.real,
     )
 
 
@@ -133,7 +204,8 @@ def _row(candidate: Candidate, verdict: Verdict) -> dict[str, Any]:
         "precision": build.precision,
         "variant": build.variant,
         "options": build.options,
-        "accuracy": asdict(candidate.accuracy),
+        "accuracy": None if candidate.accuracy is None else asdict(candidate.accuracy),
+        "drift": asdict(candidate.drift),
         "parity": candidate.parity,
         "parity_limit": candidate.parity_limit,
         "measurement": candidate.measurement.to_dict(),
@@ -142,55 +214,54 @@ def _row(candidate: Candidate, verdict: Verdict) -> dict[str, Any]:
 
 
 def _pack(
-    recipe: Recipe,
-    data: Data,
-    run: RunFolder,
-    variant: Variant,
+    subject: Subject,
     candidates: list[Candidate],
     verdicts: list[Verdict],
     said: dict[str, Predictions],
     record: dict[str, Any],
 ) -> None:
-    reference = load_predictions(run).outputs
+    reference = subject.reference.outputs
     count = max(1, min(REFERENCE_SAMPLES, _MOST_REFERENCE_BYTES // reference[0].nbytes))
-    inputs = np.load(run.evaluation / "inputs.npy", mmap_mode="r", allow_pickle=False)
-    truth = np.load(run.evaluation / "target.npy", mmap_mode="r", allow_pickle=False)
-    spread = scoring_of(variant.output).spread(reference)
-    tokenizer = run.distill / TOKENIZER
-    test = data.splits["test"]
-
-    def recorded(number: int) -> NDArray[Any]:
-        return data.dataset.read(recipe.student.modality, test[number : number + 1])[0]
-
+    inputs = np.load(subject.inputs, mmap_mode="r", allow_pickle=False)
+    spread = scoring_of(subject.output).spread(reference)
     packed = [
         PackedBuild(
             build=c.build,
             reference_outputs=said[c.build.id].outputs[:count],
             tolerance=DEVICE_LIMITS[c.build.precision] * spread,
             expected={
-                "metric": record["scoring"]["metric"],
-                "accuracy": c.accuracy.value,
-                "accuracy_drop": asdict(c.accuracy.drop),
+                **_expected_accuracy(c, record),
+                "drift": asdict(c.drift),
                 **c.measurement.to_dict(),
             },
         )
         for c in _in_order(candidates, verdicts)
     ]
+    gate = {"verdict": record["gate"], "real": subject.real, "goals": record["goals"], "checks": _checks_of(verdicts)}
     pack(
-        run.bundle(record["target"]),
-        name=recipe.name,
+        subject.place.bundle(record["target"]),
+        name=subject.name,
         target=record["target"],
-        output=variant.output,
-        input_spec=variant.input,
+        output=subject.output,
+        input_spec=subject.variants[0].input,
         reference_inputs=np.array(inputs[:count]),
+        fp32_outputs=reference[:count],
         builds=packed,
-        gate={"verdict": record["gate"], "goals": record["goals"], "checks": _chosen_checks(verdicts)},
-        provenance=provenance(recipe_sha256=recipe.sha256(), data_sha256=data.dataset.fingerprint, seed=recipe.seed),
-        licence=data.dataset.licence,
-        readme=_readme(recipe, record, data, variant.output),
-        examples=example_files(variant.input, recorded, truth, variant.output.names),
-        tokenizer=tokenizer if tokenizer.is_file() else None,
+        gate=gate,
+        provenance=provenance(**subject.origin),
+        licence=subject.licence,
+        readme=_readme(subject, record),
+        examples=subject.examples,
+        tokenizer=subject.tokenizer,
     )
+
+
+def _expected_accuracy(candidate: Candidate, record: dict[str, Any]) -> dict[str, Any]:
+    if candidate.accuracy is None:
+        return {}
+    accuracy = candidate.accuracy
+    metric = record["scoring"]["metric"]
+    return {"metric": metric, "accuracy": accuracy.value, "accuracy_drop": asdict(accuracy.drop)}
 
 
 def _in_order(candidates: list[Candidate], verdicts: list[Verdict]) -> list[Candidate]:
@@ -204,26 +275,33 @@ def _in_order(candidates: list[Candidate], verdicts: list[Verdict]) -> list[Cand
     return order
 
 
-def _chosen_checks(verdicts: list[Verdict]) -> list[dict[str, Any]]:
+def _checks_of(verdicts: list[Verdict]) -> list[dict[str, Any]]:
     return next([asdict(check) for check in v.checks] for v in verdicts if v.chosen)
 
 
-def _readme(recipe: Recipe, record: dict[str, Any], data: Data, output: OutputSpec) -> str:
+def _readme(subject: Subject, record: dict[str, Any]) -> str:
     chosen = next(row for row in record["builds"] if row["id"] == record["chosen"])
-    latency = chosen["measurement"]["latency"]
-    return f"""# {recipe.name} for {record["target"]}
+    latency, samples = chosen["measurement"]["latency"], chosen["drift"]["samples"]
+    return f"""# {subject.name} for {record["target"]}
 
-Reads one `{recipe.student.modality}` sample, {_answers(output)}
+Reads one `{subject.variants[0].input.name}` sample, {_answers(subject.output)}
 
     pip install numpy {chosen["runtime"]}
-    python run.py examples/*     # answers for files of this kind; these are test samples
+    python run.py examples/*     # answers for files of this kind; these are {subject.readme}
     python run.py --self-test    # does this machine compute what it should?
 
-Gate: **{record["gate"]}**. Build `{chosen["id"]}`: {chosen["accuracy"]["label"]} {chosen["accuracy"]["value"]:.2%} on
-{chosen["accuracy"]["samples"]} test samples; latency p50 {latency["p50_ms"]:.3f} ms, p90 {latency["p90_ms"]:.3f} ms,
+Gate: **{record["gate"]}**. Build `{chosen["id"]}`: {_how_right(chosen)} on
+{samples} {subject.readme}; latency p50 {latency["p50_ms"]:.3f} ms, p90 {latency["p90_ms"]:.3f} ms,
 {latency["threads"]} thread(s), measured where it was packed. `manifest.json` holds all numbers, the machine
-they were measured on, and the sha256 of every file. Data licence: {data.dataset.licence}.
+they were measured on, and the sha256 of every file. Data licence: {subject.licence}.
 """
+
+
+def _how_right(row: dict[str, Any]) -> str:
+    """Of a build, by its labels or without them."""
+    if row["accuracy"] is not None:
+        return f"{row['accuracy']['label']} {row['accuracy']['value']:.2%}"
+    return f"{row['drift']['agreement']:.2%} of answers as the fp32 model's"
 
 
 def _answers(output: OutputSpec) -> str:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +19,11 @@ from mst_edge.stages.distill import save_predictions
 from mst_edge.stages.mixed import search_for
 from mst_edge.stages.qat import training_for
 from mst_edge.stages.sensitivity import report_sensitivity
+from quantize.api import make_variants
 from quantize.calibration import FOLDER, Calibration, choose, save_calibration
 from quantize.export import export_student
 from quantize.mixed import Search
-from quantize.schemes.base import SCHEMES, Material, UnfitError
+from quantize.schemes.base import Material
 from quantize.variant import Variant, load_variant
 
 STAGE, TUNING, SEARCH = "variants", "tuning", "search"
@@ -61,46 +61,15 @@ def run_variants(
     def search(target: str) -> Search:
         return search_for(recipe, material.source, samples, target, run.variants / SEARCH / target, say)
 
-    made, skipped = make_variants(material, said.schemes, run, dict.fromkeys(recipe.targets, search))
+    made, skipped = make_variants(material, said.schemes, run.variants, dict.fromkeys(recipe.targets, search))
     record = {
-        "variants": [_row(variant) for variant in [material.source, *made]],
+        "variants": [variant_row(variant) for variant in [material.source, *made]],
         "skipped": skipped,
         "calibration_samples": len(ids),
         "sensitivity": report_sensitivity(material, samples, run.variants) if said.sensitivity else None,
     }
     run.finish_stage(STAGE, record)
     return record
-
-
-def make_variants(
-    material: Material,
-    schemes: Sequence[str],
-    run: RunFolder,
-    searches: Mapping[str, Callable[[str], Search]],
-) -> tuple[list[Variant], list[dict[str, str]]]:
-    """A variant per scheme, and per target where a scheme measures; schemes that do nothing for this model are
-    skipped, with the reason.
-
-    Args:
-        searches: by target, what a search on it needs.
-
-    Raises:
-        UserError: an unknown scheme or layer, or a library that is missing.
-    """
-    made, skipped = [], []
-    for name in schemes:
-        scheme = SCHEMES.get(name, where="quantize.schemes")()
-        try:
-            if scheme.per_target:
-                made += [
-                    scheme.make(replace(material, search=search(target)), run.variants / f"{scheme.folder}-{target}")
-                    for target, search in searches.items()
-                ]
-            else:
-                made.append(scheme.make(material, run.variants / scheme.folder))
-        except UnfitError as error:
-            skipped.append({"id": name, "reason": error.problem})
-    return made, skipped
 
 
 def _keep(folder: Path, data: Data, student: Student, ids: NDArray[np.int64]) -> Calibration:
@@ -119,7 +88,8 @@ def load_variants(run: RunFolder, record: dict[str, Any]) -> list[Variant]:
     return [load_variant(run.variants / row["name"]) for row in record["variants"]]
 
 
-def _row(variant: Variant) -> dict[str, Any]:
+def variant_row(variant: Variant) -> dict[str, Any]:
+    """What a result says of a variant."""
     return {
         "name": variant.name,
         "scheme": variant.scheme,

@@ -124,23 +124,23 @@ class Scheme(ABC):
             made = onnx.load(temporary / MODEL)
             onnx.checker.check_model(made)
             require_float(made, set(source.float_nodes) - set(source.answer_nodes))
-        if self.uses_samples:
-            facts = {**facts, "calibration_samples": len(material.calibration), "real": material.calibration.real}
-        if material.exclude:
-            facts = {**facts, "exclude": list(material.exclude)}
-        variant = replace(
-            source,
-            name=folder.name,
-            scheme=self.name,
-            precision=self.precision,
-            backend=self.backend,
-            folder=folder,
-            in_float=tuple(in_float(made)),
-            target=material.search.target if self.per_target and material.search else "",
-            facts=facts,
-        )
-        variant.save()
-        return variant
+            if self.uses_samples:
+                facts = {**facts, "calibration_samples": len(material.calibration), "real": material.calibration.real}
+            if material.exclude:
+                facts = {**facts, "exclude": list(material.exclude)}
+            variant = replace(
+                source,
+                name=folder.name,
+                scheme=self.name,
+                precision=self.precision,
+                backend=self.backend,
+                folder=temporary,
+                in_float=tuple(in_float(made)),
+                target=material.search.target if self.per_target and material.search else "",
+                facts=facts,
+            )
+            variant.save()
+        return replace(variant, folder=folder)
 
     @abstractmethod
     def _write(self, material: Material, out: Path) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -59,23 +60,27 @@ class Runtime(ABC):
         with atomic_path(folder) as temporary:
             temporary.mkdir()
             model, options = self._build(variant, precision, temporary)
-        build = Build(
-            id=f"{self.name}-{self.label(variant, precision)}",
-            target=self.target,
-            runtime=self.name,
-            precision=precision,
-            variant=variant.name,
-            folder=folder,
-            model=model,
-            options={"threads": threads, **options},
-            facts={
-                "build_ms": (time.perf_counter_ns() - start) / 1e6,
-                "runtime_version": self.probe().version,
-                "input": {"shape": list(variant.input.shape), "dtype": variant.input.dtype},
-            },
-        )
-        build.save()
-        return build
+            build = Build(
+                id=f"{self.name}-{self.label(variant, precision)}",
+                target=self.target,
+                runtime=self.name,
+                precision=precision,
+                variant=variant.name,
+                folder=temporary,
+                model=model,
+                options={"threads": threads, **options},
+                facts={
+                    "build_ms": (time.perf_counter_ns() - start) / 1e6,
+                    "runtime_version": self.probe().version,
+                    "input": {
+                        "shape": list(variant.input.shape),
+                        "sizes": list(variant.input.sizes),
+                        "dtype": variant.input.dtype,
+                    },
+                },
+            )
+            build.save()
+        return replace(build, folder=folder)
 
     def load(self, build: Build) -> Runner:
         """A runner for ``build``: use it as a context manager."""
@@ -130,7 +135,10 @@ class Runner:
         Raises:
             ValueError: wrong shape or dtype, or a runner that is not open.
         """
-        if batch.shape[1:] != self._shape or batch.dtype != self._dtype or self._handle is None:
+        fits = len(batch.shape) == 1 + len(self._shape) and all(
+            size in (None, given) for size, given in zip(self._shape, batch.shape[1:], strict=True)
+        )
+        if not fits or batch.dtype != self._dtype or self._handle is None:
             state = "closed runner" if self._handle is None else f"{batch.shape} {batch.dtype}"
             raise ValueError(f"expected (batch, *{self._shape}) {self._dtype}. Received: {state}")
         start = time.perf_counter_ns()

@@ -107,7 +107,7 @@ def test_a_model_without_a_checksum_is_refused(bundle_folder):
     ("change", "says"),
     [
         (lambda m: m.update(format="other"), "not a manifest of format mst-edge-bundle"),
-        (lambda m: m.update(version=99), "is of version 99, this runtime reads version 2"),
+        (lambda m: m.update(version=99), "is of version 99, this runtime reads version 3"),
         (lambda m: m.pop("labels"), "lacks or misstates 'labels'"),
         (lambda m: m.update(builds=[]), "builds"),
         (lambda m: m.update(input=None), "lacks or misstates"),
@@ -175,7 +175,7 @@ def test_a_named_runtime_is_used_or_refused(bundle_folder):
 
 def test_inputs_that_do_not_fit_are_told(bundle_folder):
     with Bundle.open(bundle_folder) as bundle:
-        with pytest.raises(BundleError, match=r"expected \(batch, 40, 3\) float32, received \(1, 3, 40\)"):
+        with pytest.raises(BundleError, match=r"samples of \(40, 3\) float32 in a batch, received \(1, 3, 40\)"):
             bundle.outputs(np.zeros((1, 3, 40), np.float32))
         with pytest.raises(BundleError, match="received .* float64"):
             bundle.outputs(np.zeros((1, 40, 3)))

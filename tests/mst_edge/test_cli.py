@@ -17,7 +17,9 @@ from tests.conftest import ROOT, mst_edge, write_arrays, write_small_recipe
 def test_help_lists_the_commands():
     done = mst_edge("--help")
     assert done.code == 0
-    for command in ("init", "run", "distill", "compare", "predict", "check", "report", "data", "app"):
+    for command in ("init", "run", "distill", "quantize", "deploy", "compare", "predict", "profile", "check", "report"):
+        assert command in done.out
+    for command in ("data", "app", "cache"):
         assert command in done.out
 
 

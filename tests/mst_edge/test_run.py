@@ -111,7 +111,7 @@ def test_the_bundle_predicts_what_the_student_predicted(finished_run):
         said = [bundle.predict(sample).label for sample in inputs]
     chosen = next(row for row in _result(finished_run)["targets"][0]["builds"] if row["verdict"]["chosen"])
     agreement = np.mean([int(label) == wanted for label, wanted in zip(said, expected, strict=True)])
-    assert agreement == pytest.approx(chosen["accuracy"]["agreement"])
+    assert agreement == pytest.approx(chosen["drift"]["agreement"])
 
 
 def test_a_finished_run_is_not_begun_again_but_can_be_shown(finished_run):

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from mst_edge.core.drift import Drift
 from mst_edge.core.scoring import OutputSpec, scoring_of
 from mst_edge.core.stats import Interval
-from targets.gate import Accuracy, AccuracyGoal, Candidate, Goals, LatencyGoal, compare_accuracy, judge
+from targets.gate import Accuracy, AccuracyGoal, Candidate, DriftGoal, Goals, LatencyGoal, compare_accuracy, judge
 from targets.measure import Latency, Measurement
 from targets.spec import Build
 
@@ -23,7 +25,8 @@ def candidate(
     return Candidate(
         Build(name, "cpu", name.split("-", maxsplit=1)[0], precision, precision, Path("x"), "m"),
         Measurement(latency, 1, 1, 1, 100, int(size_mb * 1e6)),
-        Accuracy(accuracy, interval, interval.scaled(1 / 0.8), 1.0, 1000),
+        Accuracy(accuracy, interval, interval.scaled(1 / 0.8), 1000),
+        Drift(1.0, 0.0, 0.0, (), 1000),
         parity,
         1.0,
     )
@@ -117,6 +120,24 @@ def test_a_build_that_computes_something_else_fails_parity():
     assert [check.goal for check in verdict.checks if not check.passed] == ["parity"]
 
 
+def test_without_labels_drift_decides_and_random_samples_decide_nothing():
+    def unlabelled(name, p90_ms, agreement, correlation=()):
+        drift = Drift(agreement, None, None, correlation, 100)
+        return replace(candidate(name, p90_ms), accuracy=None, drift=drift)
+
+    goals = Goals(drift=DriftGoal(min_agreement=0.99))
+    slow, fast = unlabelled("ort-fp32", 2.0, 1.0), unlabelled("ort-int8", 1.0, 0.98)
+    assert chosen([slow, fast], goals).build_id == "ort-fp32"
+    assert "98.00% of answers as the fp32 model's, at least 99.00%" in judge([fast], goals)[0].reason
+    numbers = Goals(drift=DriftGoal(min_correlation=0.999))
+    for correlation, passed in (((0.9999, 0.9995), True), ((0.9999, 0.99), False), ((None,), False)):
+        (verdict,) = judge([unlabelled("ort-int8", 1.0, 1.0, correlation)], numbers)
+        assert verdict.passed is passed
+    verdict = chosen([replace(slow, real=False), replace(fast, real=False)], goals)
+    assert (verdict.build_id, verdict.passed) == ("ort-fp32", False)
+    assert "random samples: not for accuracy" in verdict.reason
+
+
 def test_no_candidates_give_no_verdicts():
     assert judge([], Goals()) == []
 
@@ -129,4 +150,3 @@ def test_accuracy_is_compared_sample_by_sample():
     assert found.value == 0.5
     assert found.drop.estimate == pytest.approx(0.25)
     assert found.relative_drop.estimate == pytest.approx(1 / 3)
-    assert found.agreement == 0.75

@@ -117,6 +117,7 @@ def bundle(built, tmp_path):
         output=variant.output,
         input_spec=variant.input,
         reference_inputs=inputs,
+        fp32_outputs=packed[0].reference_outputs,
         builds=packed,
         gate={"verdict": "passed", "goals": {}, "checks": []},
         provenance={"seed": 0},
@@ -131,9 +132,10 @@ def test_a_bundle_runs_where_nothing_of_ours_is_installed(bundle, tmp_path):
     command = [sys.executable, "-I", str(bundle / "run.py"), "--self-test", str(tmp_path / "x.npy"), "--json"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
     assert done.returncode == 0, done.stderr
-    first, second = done.stdout.splitlines()
+    first, second, third = done.stdout.splitlines()
     assert first.startswith("self-test passed: onnxruntime-fp32")
-    assert json.loads(second)["label"] in "abcde"
+    assert second == "labels as the fp32 model: 100.0%; Jensen-Shannon distance mean 0, max 0; 4 samples"
+    assert json.loads(third)["label"] in "abcde"
 
 
 def test_the_zip_holds_the_same_and_is_the_same_each_time(bundle):

@@ -183,6 +183,16 @@ def test_keep_in_f32_marks_the_named_layers_and_no_other():
     assert '<layer id="2" name="c" type="X"><output/></layer>' in marked
 
 
+def test_a_build_that_crashes_its_runtime_is_skipped_and_takes_nobody_with_it(variants, tmp_path, monkeypatch):
+    crash = tmp_path / "crash"
+    crash.write_text("#!/bin/sh\nkill -SEGV $$\n", encoding="utf-8")
+    crash.chmod(0o755)
+    monkeypatch.setattr("sys.executable", str(crash))
+    made = list(get_target("cpu").build_all([variants[1][1]], 1, tmp_path / "builds"))
+    assert made
+    assert all(isinstance(entry, Skipped) and "exit code -11" in entry.reason for entry in made)
+
+
 def test_unknown_targets_and_runtimes_list_the_known():
     with pytest.raises(UserError, match="unknown target 'cup'; did you mean 'cpu'"):
         get_target("cup")

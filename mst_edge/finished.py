@@ -1,0 +1,155 @@
+"""More of a finished run: further variants of its student, and builds for further targets."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mst_edge.core.errors import UserError
+from mst_edge.core.files import require_unused, write_json
+from mst_edge.pipeline import Watcher, overall
+from mst_edge.recipe import Recipe, load_recipe
+from mst_edge.report.page import write_report
+from mst_edge.run_folder import RunFolder
+from mst_edge.stages import variants
+from mst_edge.stages.data import prepare
+from mst_edge.stages.deploy import run_deploy, stage_name
+from mst_edge.stages.distill import make_lab, pick_device
+from mst_edge.stages.mixed import search_for
+from mst_edge.stages.qat import training_for
+from quantize.api import make_variants
+from quantize.calibration import FOLDER, Calibration, load_calibration, save_calibration
+from quantize.mixed import Search
+from quantize.samples import read_samples, split_samples
+from quantize.schemes.base import SCHEMES, Material, Training, require_schemes
+from quantize.schemes.int8_trained import Int8Qat
+from quantize.variant import InputSpec, Variant, load_variant
+from targets.target import get_target
+
+
+def quantize_run(
+    path: Path,
+    schemes: Sequence[str],
+    *,
+    calibration: Path | None,
+    out: Path | None,
+    data_root: Path | None,
+    device: str,
+    watcher: Watcher,
+) -> dict[str, Any]:
+    """Makes variants of a run's student: beside those it has, or in ``out``.
+
+    Args:
+        calibration: folder of other samples than those that the run kept.
+
+    Raises:
+        UserError: the run has no variants yet; whatever is wrong with schemes or samples.
+    """
+    run, recipe, done = _open(path)
+    names = tuple(schemes) or recipe.quantize.schemes
+    require_schemes(names)
+    if calibration is not None and out is None:
+        raise UserError(
+            "a run keeps the samples that its variants were calibrated with", where="--calibration", fix="add --out DIR"
+        )
+    source = load_variant(run.variants / "fp32")
+    kept = load_calibration(run.variants / FOLDER)
+    place = run.variants
+    if out is not None:
+        require_unused(out, "variants")
+        place = out / "variants"
+    material = Material(source, kept, recipe.quantize.calibration.calibrator, recipe.quantize.exclude)
+    if any(issubclass(SCHEMES.get(name), Int8Qat) for name in names):
+        material = replace(material, training=_training(run, recipe, data_root, device, watcher))
+    if calibration is not None:
+        material = replace(material, calibration=_calibration(calibration, source.input, recipe.seed, place / FOLDER))
+    made, skipped = make_variants(material, names, place, _searches(run, recipe, source, watcher))
+    rows = [variants.variant_row(variant) for variant in made]
+    if out is None:
+        fresh = {row["name"] for row in rows}
+        kept_rows = [row for row in done["variants"] if row["name"] not in fresh]
+        run.finish_stage(variants.STAGE, {**done, "variants": [*kept_rows, *rows], "skipped": skipped})
+    return {
+        "name": recipe.name,
+        "real": material.calibration.real,
+        "variants": rows,
+        "skipped_schemes": skipped,
+        "folder": str(place),
+    }
+
+
+def deploy_run(path: Path, targets: Sequence[str], data_root: Path | None, watcher: Watcher) -> dict[str, Any]:
+    """Builds, measures, judges and packs a run's variants for targets; its result and report then hold them.
+
+    Raises:
+        UserError: the run is not finished, or its data is not there.
+    """
+    for name in targets:
+        get_target(name)
+    run, recipe, done = _open(path)
+    result = run.result()
+    data = prepare(recipe, data_root)
+    loaded = variants.load_variants(run, done)
+    for name in targets:
+        watcher.stage(f"deploy to {name}")
+        record = run_deploy(recipe, data, run, loaded, name, watcher)
+        others = [target for target in result["targets"] if stage_name(target["target"]) != stage_name(name)]
+        result["targets"] = [*others, record]
+    result |= {
+        "variants": done["variants"],
+        "skipped_schemes": done["skipped"],
+        "gate": overall(result["targets"]),
+    }
+    write_json(run.result_file, result)
+    write_report(run)
+    return result
+
+
+def _open(path: Path) -> tuple[RunFolder, Recipe, dict[str, Any]]:
+    run = RunFolder(path)
+    done = run.stage_result(variants.STAGE)
+    if not run.recipe_file.is_file() or done is None:
+        raise UserError(
+            "neither a run with variants nor an ONNX file",
+            where=path,
+            fix="finish the run with `mst-edge run RECIPE --out DIR --resume`, or give a MODEL.onnx",
+        )
+    return run, load_recipe(run.recipe_file), done
+
+
+def _training(run: RunFolder, recipe: Recipe, data_root: Path | None, device: str, watcher: Watcher) -> Training:
+    from distill.student import load_student
+
+    data = prepare(recipe, data_root)
+    inputs = np.load(run.evaluation / "inputs.npy", mmap_mode="r", allow_pickle=False)
+
+    lab = functools.cache(lambda: make_lab(recipe, data, run.distill, pick_device(device), watcher))
+    return training_for(recipe, lab, load_student(run.distill), inputs[: variants.PARITY_SAMPLES])
+
+
+def _searches(run: RunFolder, recipe: Recipe, source: Variant, watcher: Watcher) -> dict[str, Callable[[str], Search]]:
+    """By target, what schemes need that measure on it."""
+
+    def search(target: str) -> Search:
+        samples = load_calibration(run.variants / variants.TUNING)
+        return search_for(recipe, source, samples, target, run.variants / variants.SEARCH / target, watcher.step)
+
+    return dict.fromkeys(recipe.targets, search)
+
+
+def _calibration(folder: Path, spec: InputSpec, seed: int, place: Path) -> Calibration:
+    """Half of a folder's samples, kept beside the variants."""
+    samples = read_samples(folder, spec)
+    numbers, _ = split_samples(samples.count, None, seed)
+    return save_calibration(
+        place,
+        len(numbers),
+        lambda portion: samples.read(numbers[portion]),
+        real=samples.real,
+        about={"numbers": numbers.tolist()},
+    )
