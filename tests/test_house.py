@@ -64,6 +64,7 @@ _HEAVY = {"torch", "onnxruntime", "openvino", "numpy", "sklearn"}
         ([], "Commands", {*_HEAVY, "pydantic"}),
         (["run"], "--dry-run", _HEAVY),  # typer itself takes pydantic to describe a command's options
         (["compare"], "--ablations", _HEAVY),
+        (["doctor"], "--target", _HEAVY),
     ],
 )
 def test_the_command_line_answers_help_without_heavy_imports(command, shows, heavy):
