@@ -74,9 +74,8 @@ class ResNet18(Classifier):
         super().__init__()
         channels, *sides = input_shape
         blocks = tuple(scaled(each, width) for each in (64, 128, 256, 512))
-        self.trunk = _timm().create_model(
-            "resnet18", pretrained=False, in_chans=channels, num_classes=0, channels=blocks
-        )
+        timm = import_extra("timm")
+        self.trunk = timm.create_model("resnet18", pretrained=False, in_chans=channels, num_classes=0, channels=blocks)
         self.trunk.global_pool = nn.Identity()
         if min(sides) <= _LEAST_SIDE:
             self.trunk.maxpool = nn.Identity()

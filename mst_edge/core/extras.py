@@ -22,11 +22,17 @@ EXTRA_OF: Mapping[str, str] = {
     "onnx": "quantize",
     "onnxscript": "quantize",
     "nncf": "quantize",
+    "torchao": "quantize",
+    "neural_compressor": "quantize",
     "openvino": "openvino",
     "av": "video",
 }
 # Where a module and what pip installs have different names.
-_DISTRIBUTION_OF: Mapping[str, str] = {"sklearn": "scikit-learn", "PIL": "pillow"}
+_DISTRIBUTION_OF: Mapping[str, str] = {
+    "sklearn": "scikit-learn",
+    "PIL": "pillow",
+    "neural_compressor": "neural-compressor-pt",
+}
 # timm imports torchvision, and that fails beside another build of torch than its own (the public index's CUDA wheel
 # beside a CPU torch) over what it registers in this module, for detection operators that are not used here.
 _NOT_NEEDED: Mapping[str, str] = {"timm": "torchvision._meta_registrations"}

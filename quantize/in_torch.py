@@ -1,0 +1,187 @@
+"""Students that libraries quantize in torch, through torch.export: into the graph of a device."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import warnings
+from abc import abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from mst_edge.core.errors import UserError
+from quantize.calibration import Calibration
+from quantize.layers import WEIGHTED
+from quantize.parity import MOST_MEAN_STEPS, Parity, run_onnx, steps_between
+from quantize.schemes.base import Material, Scheme, UnfitError
+from quantize.variant import OUTPUTS, Variant
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from distill.student import Student
+
+_BATCH = 16
+_PARITY_SAMPLES = 64
+_TALKERS = ("torchao", "torch.utils._pytree", "neural_compressor")
+
+
+class InTorch(Scheme):
+    """A scheme whose library takes the torch student's network, and gives a module with rounding in it.
+
+    The front end and the last step to physical units stay as they are. Subclasses write ``_rounded``.
+    """
+
+    precision = "int8"
+
+    def _made(self, material: Material, out: Path) -> tuple[dict[str, Any], Variant]:
+        """Quantizes and exports.
+
+        Raises:
+            UserError: there is no torch student.
+            UnfitError: nothing was quantized, or ONNX Runtime does not compute what torch does.
+        """
+        from quantize.export import to_onnx
+
+        student, source = material.student, material.model()
+        if student is None:
+            raise UserError(
+                f"{self.name} quantizes the torch student, and there is only a graph",
+                where="quantize.schemes",
+                fix="give a run's folder, or take int8-static",
+            )
+        features = [*_features(student, material.calibration)]
+        with _quiet():
+            network, facts = self._rounded(student.network, features, _modules_of(material, source))
+            rounded = _with_network(student, network)
+            graph = to_onnx(rounded, _translations())
+        onnx.save(graph.model, out)
+        _require_int8(self.name, graph.model)
+        samples = material.calibration.inputs[:_PARITY_SAMPLES] if material.raw is None else material.raw
+        wanted, found = _parity(rounded, np.array(samples), out)
+        if found.mean_steps > MOST_MEAN_STEPS:
+            steps = f"{found.mean_steps:.1f} of the output's 256 steps"
+            raise UnfitError(f"what {self.name} makes is {steps} off in ONNX Runtime, of what torch computes with it")
+        if material.raw is not None:
+            np.save(out.with_name(OUTPUTS), wanted, allow_pickle=False)
+        names = replace(
+            material.source,
+            float_nodes=graph.float_nodes,
+            answer_nodes=graph.answer_nodes,
+            modules=_same_modules(material.source, source, graph.model, graph.float_nodes),
+        )
+        return {**facts, "parity_mean_steps": found.mean_steps, "parity_max_steps": found.max_steps}, names
+
+    @abstractmethod
+    def _rounded(
+        self, network: nn.Module, features: Sequence[Tensor], exclude: Sequence[str]
+    ) -> tuple[nn.Module, dict[str, Any]]:
+        """The network with QuantizeLinear and DequantizeLinear in it, batch size free; and how it was made.
+
+        Args:
+            features: what the network reads of the calibration samples, in batches.
+            exclude: paths in ``network`` of modules that stay in float.
+        """
+
+    def _write(self, material: Material, out: Path) -> dict[str, Any]:
+        return self._made(material, out)[0]
+
+
+def exported(network: nn.Module, example: Tensor) -> nn.Module:
+    """The network as a graph of torch's operators, batch size free."""
+    import torch
+
+    batch = torch.export.Dim("batch", min=1, max=1 << 16)
+    with torch.no_grad():
+        return torch.export.export(network.eval(), (example[:2],), dynamic_shapes=({0: batch},)).module()
+
+
+def _features(student: Student, calibration: Calibration) -> Iterator[Tensor]:
+    import torch
+
+    with torch.no_grad():
+        for batch in calibration.batches(_BATCH):
+            yield student.frontend(torch.from_numpy(np.array(batch)))
+
+
+def _modules_of(material: Material, model: onnx.ModelProto) -> list[str]:
+    """Paths below the network of the modules that excluded layers come from."""
+    heads = {node.name for node in model.graph.node if node.op_type in (*WEIGHTED, "Gather")}
+    paths = {material.source.modules[name] for name in material.excluded(model) if name in heads}
+    return sorted(path.partition(".")[2] for path in paths)
+
+
+def _with_network(student: Student, network: nn.Module) -> Student:
+    from torchao.quantization.pt2e import allow_exported_model_train_eval
+
+    other = copy.copy(student)
+    other._modules = {**student._modules, "network": allow_exported_model_train_eval(network)}
+    return other.eval()
+
+
+def _translations() -> dict[Any, Callable[..., Any]]:
+    """What torch's exporter does not know: weights in int8, with a scale per channel."""
+    import torch
+    from onnxscript import opset18
+
+    def dequantize_per_channel(values: Any, scales: Any, zero_points: Any, axis: int, *_: Any) -> Any:
+        return opset18.DequantizeLinear(values, scales, opset18.Cast(zero_points, to=onnx.TensorProto.INT8), axis=axis)
+
+    return {torch.ops.quantized_decomposed.dequantize_per_channel.default: dequantize_per_channel}
+
+
+def _require_int8(name: str, model: onnx.ModelProto) -> None:
+    if not any(
+        tensor.data_type == onnx.TensorProto.INT8 and len(tensor.dims) > 1 for tensor in model.graph.initializer
+    ):
+        raise UnfitError(f"{name} found no layer that it quantizes")
+
+
+def _parity(rounded: Student, samples: NDArray[Any], file: Path) -> tuple[NDArray[Any], Parity]:
+    """What torch says of the samples, and how far ONNX Runtime is from that."""
+    from distill.student import InUnits, student_outputs
+
+    wanted = np.concatenate(list(student_outputs(rounded, samples, _BATCH)))
+    unit = rounded.answer.scale.numpy() if isinstance(rounded.answer, InUnits) else 1.0
+    return wanted, steps_between(wanted / unit, run_onnx(file, samples) / unit)
+
+
+def _same_modules(
+    source: Variant, exact: onnx.ModelProto, made: onnx.ModelProto, float_nodes: Sequence[str]
+) -> dict[str, str]:
+    """Torch modules of the quantized graph's heads: those of the exact graph, which runs the same in the same order.
+
+    torch.export forgets modules when it exports for the second time. Where the order differs nothing is known.
+    """
+    heads = [node for node in exact.graph.node if node.op_type in WEIGHTED and node.name not in source.float_nodes]
+    own = [node for node in made.graph.node if node.op_type in WEIGHTED and node.name not in float_nodes]
+    if [node.op_type for node in heads] != [node.op_type for node in own]:
+        return {}
+    return {
+        node.name: source.modules[head.name]
+        for head, node in zip(heads, own, strict=True)
+        if head.name in source.modules
+    }
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Libraries warn about versions of one another, and of kernels for GPUs that they cannot load."""
+    loggers = [logging.getLogger(name) for name in _TALKERS]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

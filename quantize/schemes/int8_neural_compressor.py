@@ -1,0 +1,71 @@
+"""int8 by Neural Compressor's tuning in torch: several ways to find ranges, judged by the student's own answers."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from quantize.in_torch import InTorch, exported
+from quantize.qdq import needs_reduced_range
+from quantize.schemes.base import SCHEMES, UnfitError
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+
+@SCHEMES.register("int8-neural-compressor")
+class Int8NeuralCompressor(InTorch):
+    """What int8-pt2e quantizes, with the ranges among Neural Compressor's that keep the network's answers best.
+
+    Tried are minmax and histograms, symmetric and not. A trial's score is the signal-to-noise ratio of the network's
+    outputs on the calibration samples, so that no labels are needed.
+    """
+
+    name = "int8-neural-compressor"
+    backend = "neural-compressor"
+    modules = ("neural_compressor", "torchao")
+    summary = "as int8-pt2e, the best of four ways to find ranges by what it does to the student's outputs"
+
+    def _rounded(
+        self, network: nn.Module, features: Sequence[Tensor], exclude: Sequence[str]
+    ) -> tuple[nn.Module, dict[str, Any]]:
+        import torch
+        from neural_compressor.torch.quantization import StaticQuantConfig, TuningConfig, autotune
+        from torchao.quantization.pt2e.constant_fold import constant_fold
+
+        logging.getLogger("neural_compressor").setLevel(logging.ERROR)  # importing it makes it talk
+        if needs_reduced_range():
+            raise UnfitError("this CPU needs 7-bit values, which Neural Compressor does not make")
+        with torch.no_grad():
+            wanted = torch.cat([network.eval()(batch) for batch in features])
+        scores: list[float] = []
+
+        def calibrate(model: nn.Module) -> None:
+            with torch.no_grad():
+                for batch in features:
+                    model(batch)
+
+        def score(model: nn.Module) -> float:
+            with torch.no_grad():
+                noise = torch.cat([model(batch) for batch in features]) - wanted
+            scores.append(float(10 * torch.log10(wanted.square().mean() / noise.square().mean().clamp_min(1e-20))))
+            return scores[-1]
+
+        ways = StaticQuantConfig(act_sym=[False, True], act_algo=["kl", "minmax"])
+        for path in exclude:
+            ways.set_local(path, StaticQuantConfig(w_dtype="fp32", act_dtype="fp32"))
+        # No trial reaches the float network: all are made, and the best is made again.
+        tuning = TuningConfig(config_set=[ways], tolerable_loss=0.0, max_trials=4)
+        graph = exported(network, features[0])
+        graph._exported = True  # type: ignore[assignment]  # which its own export() would note
+        best = autotune(graph, tuning, score, run_fn=calibrate, example_inputs=(features[0][:2],))
+        constant_fold(best, _is_rounding)  # else the file holds weights in float, and rounds them as it loads
+        return best, {"sqnr_db": scores[1:]}
+
+
+def _is_rounding(node: Any) -> bool:
+    import torch
+
+    operators = torch.ops.quantized_decomposed
+    return node.target in (operators.quantize_per_channel.default, operators.quantize_per_tensor.default)
