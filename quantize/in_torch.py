@@ -103,6 +103,17 @@ def exported(network: nn.Module, example: Tensor) -> nn.Module:
         return torch.export.export(network.eval(), (example[:2],), dynamic_shapes=({0: batch},)).module()
 
 
+def fold_weights(network: nn.Module) -> nn.Module:
+    """Rounds weights once and for all; else the file holds them in float, and they are rounded as it is loaded."""
+    import torch
+    from torchao.quantization.pt2e.constant_fold import constant_fold
+
+    operators = torch.ops.quantized_decomposed
+    rounding = (operators.quantize_per_channel.default, operators.quantize_per_tensor.default)
+    constant_fold(network, lambda node: node.target in rounding)
+    return network
+
+
 def _features(student: Student, calibration: Calibration) -> Iterator[Tensor]:
     import torch
 

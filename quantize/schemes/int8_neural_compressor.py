@@ -6,7 +6,7 @@ import logging
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from quantize.in_torch import InTorch, exported
+from quantize.in_torch import InTorch, exported, fold_weights
 from quantize.qdq import needs_reduced_range
 from quantize.schemes.base import SCHEMES, UnfitError
 
@@ -32,7 +32,6 @@ class Int8NeuralCompressor(InTorch):
     ) -> tuple[nn.Module, dict[str, Any]]:
         import torch
         from neural_compressor.torch.quantization import StaticQuantConfig, TuningConfig, autotune
-        from torchao.quantization.pt2e.constant_fold import constant_fold
 
         logging.getLogger("neural_compressor").setLevel(logging.ERROR)  # importing it makes it talk
         if needs_reduced_range():
@@ -60,12 +59,4 @@ class Int8NeuralCompressor(InTorch):
         graph = exported(network, features[0])
         graph._exported = True  # type: ignore[assignment]  # which its own export() would note
         best = autotune(graph, tuning, score, run_fn=calibrate, example_inputs=(features[0][:2],))
-        constant_fold(best, _is_rounding)  # else the file holds weights in float, and rounds them as it loads
-        return best, {"sqnr_db": scores[1:]}
-
-
-def _is_rounding(node: Any) -> bool:
-    import torch
-
-    operators = torch.ops.quantized_decomposed
-    return node.target in (operators.quantize_per_channel.default, operators.quantize_per_tensor.default)
+        return fold_weights(best), {"sqnr_db": scores[1:]}

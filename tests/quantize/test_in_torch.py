@@ -63,15 +63,10 @@ def test_runtimes_compute_with_the_file_what_torch_does(tmp_path, scheme, spec, 
     assert {weights[name] for name in set(weights) & set(int8.float_nodes)} <= {onnx.TensorProto.FLOAT}
     assert {int8.modules[name] for name in heads} <= {name for name, _ in student.named_modules()}
     assert int8.model.stat().st_size < size * fp32.model.stat().st_size
-
-
-def test_tuning_keeps_the_best_of_its_trials(tmp_path):
-    student, raw = make_student(FACTS, "mlp"), raw_samples(FACTS, 32)
-    _, int8 = _made(student, TUNED, tmp_path, raw)
-    found = int8.facts["sqnr_db"]
-    assert len(found[:4]) == 4
-    exact, kept = answers(student, raw), np.load(int8.torch_outputs)
-    assert 10 * np.log10((exact**2).mean() / ((kept - exact) ** 2).mean()) == pytest.approx(max(found), abs=0.1)
+    if scheme == TUNED:  # it kept the best of its trials
+        best = 10 * np.log10((exact**2).mean() / ((kept - exact) ** 2).mean())
+        assert len(int8.facts["sqnr_db"][:4]) == 4
+        assert best == pytest.approx(max(int8.facts["sqnr_db"]), abs=0.1)
 
 
 @pytest.mark.parametrize("scheme", [PT2E, TUNED])
