@@ -23,6 +23,7 @@ class Int8NeuralCompressor(InTorch):
     """
 
     name = "int8-neural-compressor"
+    folder = "int8-nc"  # builds are called after it
     backend = "neural-compressor"
     modules = ("neural_compressor", "torchao")
     summary = "as int8-pt2e, the best of four ways to find ranges by what it does to the student's outputs"
