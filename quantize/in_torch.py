@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 
 _BATCH = 16
 _PARITY_SAMPLES = 64
-_TALKERS = ("torchao", "torch.utils._pytree", "neural_compressor")
 
 
 class InTorch(Scheme):
@@ -185,14 +184,10 @@ def _same_modules(
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Libraries warn about versions of one another, and of kernels for GPUs that they cannot load."""
-    loggers = [logging.getLogger(name) for name in _TALKERS]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
+    logging.disable(logging.WARNING)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
+        logging.disable(logging.NOTSET)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -34,7 +33,6 @@ class Int8NeuralCompressor(InTorch):
         import torch
         from neural_compressor.torch.quantization import StaticQuantConfig, TuningConfig, autotune
 
-        logging.getLogger("neural_compressor").setLevel(logging.ERROR)  # importing it makes it talk
         if needs_reduced_range():
             raise UnfitError("this CPU needs 7-bit values, which Neural Compressor does not make")
         with torch.no_grad():
