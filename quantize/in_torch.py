@@ -6,7 +6,7 @@ import copy
 import logging
 import warnings
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from mst_edge.core.errors import UserError
 from quantize.calibration import Calibration
-from quantize.layers import WEIGHTED
+from quantize.layers import WEIGHTED, layers_of
 from quantize.parity import MOST_MEAN_STEPS, Parity, run_onnx, steps_between
 from quantize.schemes.base import Material, Scheme, UnfitError
 from quantize.variant import OUTPUTS, Variant
@@ -27,9 +27,11 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from distill.student import Student
+    from quantize.export import Graph
 
 _BATCH = 16
 _PARITY_SAMPLES = 64
+_ROUNDING = ("QuantizeLinear", "DequantizeLinear")
 
 
 class InTorch(Scheme):
@@ -61,8 +63,9 @@ class InTorch(Scheme):
             network, facts = self._rounded(student.network, features, _modules_of(material, source))
             rounded = _with_network(student, network)
             graph = to_onnx(rounded, _translations())
-        onnx.save(graph.model, out)
         _require_int8(self.name, graph.model)
+        modules = _call_alike(material.source, source, graph)
+        onnx.save(graph.model, out)
         samples = material.calibration.inputs[:_PARITY_SAMPLES] if material.raw is None else material.raw
         wanted, found = _parity(rounded, np.array(samples), out)
         if found.mean_steps > MOST_MEAN_STEPS:
@@ -74,7 +77,7 @@ class InTorch(Scheme):
             material.source,
             float_nodes=graph.float_nodes,
             answer_nodes=graph.answer_nodes,
-            modules=_same_modules(material.source, source, graph.model, graph.float_nodes),
+            modules=modules,
         )
         return {**facts, "parity_mean_steps": found.mean_steps, "parity_max_steps": found.max_steps}, names
 
@@ -163,22 +166,34 @@ def _parity(rounded: Student, samples: NDArray[Any], file: Path) -> tuple[NDArra
     return wanted, steps_between(wanted / unit, run_onnx(file, samples) / unit)
 
 
-def _same_modules(
-    source: Variant, exact: onnx.ModelProto, made: onnx.ModelProto, float_nodes: Sequence[str]
-) -> dict[str, str]:
-    """Torch modules of the quantized graph's heads: those of the exact graph, which runs the same in the same order.
+def _call_alike(source: Variant, exact: onnx.ModelProto, graph: Graph) -> dict[str, str]:
+    """Gives what a layer ends with the name that it has in the exact graph; returns the modules of the layers' heads.
 
-    torch.export forgets modules when it exports for the second time. Where the order differs nothing is known.
+    torch.export forgets modules when it exports for the second time, and numbers values anew. Both graphs run the same
+    layers in the same order; where they do not, nothing is known.
     """
-    heads = [node for node in exact.graph.node if node.op_type in WEIGHTED and node.name not in source.float_nodes]
-    own = [node for node in made.graph.node if node.op_type in WEIGHTED and node.name not in float_nodes]
-    if [node.op_type for node in heads] != [node.op_type for node in own]:
+    layers = layers_of(exact, source.modules, source.float_nodes)
+    own = layers_of(graph.model, {}, graph.float_nodes)
+    if [layer.op for layer in layers] != [layer.op for layer in own]:
         return {}
-    return {
-        node.name: source.modules[head.name]
-        for head, node in zip(heads, own, strict=True)
-        if head.name in source.modules
-    }
+    by_name = {node.name: node for node in graph.model.graph.node}
+    names: dict[str, str] = {}
+    for layer, other in zip(layers, own, strict=True):
+        *_, last = (by_name[name] for name in other.nodes if by_name[name].op_type not in _ROUNDING)
+        names[last.output[0]] = layer.output
+    _rename(graph.model, names)
+    heads = {other.nodes[0]: layer.nodes[0] for layer, other in zip(layers, own, strict=True)}
+    return {name: source.modules[head] for name, head in heads.items() if head in source.modules}
+
+
+def _rename(model: onnx.ModelProto, names: Mapping[str, str]) -> None:
+    """Renames values; one that has a name by chance that another gets is given a new one."""
+    outputs = {value.name for value in model.graph.output}
+    taken = set(names.values()) - set(names) - outputs
+    names = {**{name: f"{name}_rounded" for name in taken}, **names}
+    for node in model.graph.node:
+        for values in (node.input, node.output):
+            values[:] = [name if name in outputs else names.get(name, name) for name in values]
 
 
 @contextmanager

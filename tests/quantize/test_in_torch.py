@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 import torch
 
@@ -14,10 +15,12 @@ from distill.student import Student, StudentSpec
 from mst_edge.core.errors import UserError
 from mst_edge.core.scoring import OutputSpec
 from quantize.export import export_student
+from quantize.layers import layers_of
+from quantize.numerics import torch_values
 from quantize.parity import steps_between
 from quantize.schemes.base import UnfitError
 from quantize.variant import load_variant
-from tests.quantize.test_export_and_int8 import AUDIO, FACTS, answers, make_student, raw_samples
+from tests.quantize.test_export_and_int8 import AUDIO, FACTS, SIGNAL, answers, make_student, raw_samples
 from tests.quantize.trained import onnxruntime_outputs, openvino_outputs
 from tests.quantizing import quantized
 from tests.texts import make_texts
@@ -78,6 +81,21 @@ def test_an_excluded_layer_stays_in_float(tmp_path, scheme):
     in_float = {int8.modules[name] for name, kind in types.items() if kind == onnx.TensorProto.FLOAT}
     assert in_float == {last}
     assert len(types) > 1
+
+
+def test_layers_are_those_of_the_exact_graph(tmp_path):
+    """By name and by what they end with, though batch norms are folded: builds can be compared with torch."""
+    student, raw = make_student(SIGNAL, "tcn"), raw_samples(SIGNAL, 16)
+    fp32, int8 = _made(student, PT2E, tmp_path, raw)
+    exact, made = (layers_of(onnx.load(v.model), v.modules, v.float_nodes) for v in (fp32, int8))
+    assert [layer.name for layer in made] == [layer.name for layer in exact]
+    values = torch_values(student, raw, [layer.output for layer in exact])
+    model = onnx.load(int8.model)
+    model.graph.output.extend(onnx.ValueInfoProto(name=layer.output) for layer in exact[:-1])
+    names = [layer.output for layer in exact]
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    for name, said in zip(names, session.run(names, {fp32.input.name: raw}), strict=True):
+        assert np.abs(said - values[name]).mean() < 0.05 * values[name].std(), name
 
 
 def test_a_student_of_numbers_keeps_its_units_in_float(tmp_path):
