@@ -45,7 +45,7 @@ from mst_edge.stages.distill import load_predictions
 from mst_edge.stages.goals import goals_of
 from mst_edge.stages.variants import PARITY_SAMPLES
 from quantize.calibration import FOLDER, load_calibration
-from quantize.in_torch import InTorch, fold_weights
+from quantize.in_torch import Features, InTorch, fold_weights
 from quantize.schemes.base import SCHEMES, Material, UnfitError
 from quantize.variant import MODEL, Variant, load_variant
 from targets.gate import Candidate, Goals, compare_accuracy, judge
@@ -54,7 +54,7 @@ from targets.spec import Build
 from targets.target import Skipped, get_target
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import nn
 
 TARGET, NEURAL_COMPRESSOR = "cpu", "neural-compressor"
 PEERS = (*TOOLS, NEURAL_COMPRESSOR)
@@ -69,13 +69,13 @@ class NeuralCompressorDefault(InTorch):
     summary = "its default"
 
     def _rounded(
-        self, network: nn.Module, features: Sequence[Tensor], exclude: Sequence[str]
+        self, network: nn.Module, features: Features, exclude: Sequence[str]
     ) -> tuple[nn.Module, dict[str, Any]]:
         import torch
         from neural_compressor.torch.export import export
         from neural_compressor.torch.quantization import StaticQuantConfig, convert, prepare
 
-        example = (features[0][:2],)
+        example = (features.example,)
         graph = export(network, example, dynamic_shapes=({0: torch.export.Dim("batch", min=1, max=1 << 16)},))
         prepared = prepare(graph, StaticQuantConfig(), example_inputs=example)
         with torch.no_grad():
@@ -357,7 +357,7 @@ def table(record: Mapping[str, Any]) -> Iterator[str]:
         if row["within_goal"] and max(gains.values()) > 1:
             faster += 1
             said = ", ".join(f"{gain:.2f} x at {key.removesuffix('_ms')}" for key, gain in gains.items())
-            yield f"{row['tool']} ({row['build']}) has the speed of our pick {said}."
+            yield f"{row['tool']} ({row['build']}) against our pick: speed {said}."
     if not faster:
         yield "No peer that holds the accuracy goal is faster than our pick, at p50 or p90."
     noisy = [f"{row['build']}: {row['noise']}" for row in record["rows"] if row["noise"]]

@@ -8,7 +8,7 @@ import warnings
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +32,30 @@ if TYPE_CHECKING:
 _BATCH = 16
 _PARITY_SAMPLES = 64
 _ROUNDING = ("QuantizeLinear", "DequantizeLinear")
+
+
+@dataclass(frozen=True)
+class Features:
+    """What the network reads of the calibration samples, in batches, as often as it is asked for."""
+
+    student: Student
+    calibration: Calibration
+
+    def __iter__(self) -> Iterator[Tensor]:
+        import torch
+
+        with torch.no_grad():
+            for batch in self.calibration.batches(_BATCH):
+                yield self.student.frontend(torch.from_numpy(np.array(batch)))
+
+    @property
+    def example(self) -> Tensor:
+        """Two samples."""
+        import torch
+
+        few = np.resize(self.calibration.inputs[:2], (2, *self.calibration.inputs.shape[1:]))
+        with torch.no_grad():
+            return self.student.frontend(torch.from_numpy(few))
 
 
 class InTorch(Scheme):
@@ -58,7 +82,7 @@ class InTorch(Scheme):
                 where="quantize.schemes",
                 fix="give a run's folder, or take int8-static",
             )
-        features = [*_features(student, material.calibration)]
+        features = Features(student, material.calibration)
         with _quiet():
             network, facts = self._rounded(student.network, features, _modules_of(material, source))
             rounded = _with_network(student, network)
@@ -83,12 +107,11 @@ class InTorch(Scheme):
 
     @abstractmethod
     def _rounded(
-        self, network: nn.Module, features: Sequence[Tensor], exclude: Sequence[str]
+        self, network: nn.Module, features: Features, exclude: Sequence[str]
     ) -> tuple[nn.Module, dict[str, Any]]:
         """The network with QuantizeLinear and DequantizeLinear in it, batch size free; and how it was made.
 
         Args:
-            features: what the network reads of the calibration samples, in batches.
             exclude: paths in ``network`` of modules that stay in float.
         """
 
@@ -102,7 +125,7 @@ def exported(network: nn.Module, example: Tensor) -> nn.Module:
 
     batch = torch.export.Dim("batch", min=1, max=1 << 16)
     with torch.no_grad():
-        return torch.export.export(network.eval(), (example[:2],), dynamic_shapes=({0: batch},)).module()
+        return torch.export.export(network.eval(), (example,), dynamic_shapes=({0: batch},)).module()
 
 
 def fold_weights(network: nn.Module) -> nn.Module:
@@ -114,14 +137,6 @@ def fold_weights(network: nn.Module) -> nn.Module:
     rounding = (operators.quantize_per_channel.default, operators.quantize_per_tensor.default)
     constant_fold(network, lambda node: node.target in rounding)
     return network
-
-
-def _features(student: Student, calibration: Calibration) -> Iterator[Tensor]:
-    import torch
-
-    with torch.no_grad():
-        for batch in calibration.batches(_BATCH):
-            yield student.frontend(torch.from_numpy(np.array(batch)))
 
 
 def _modules_of(material: Material, model: onnx.ModelProto) -> list[str]:

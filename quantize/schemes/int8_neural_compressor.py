@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from quantize.in_torch import InTorch, exported, fold_weights
+from quantize.in_torch import Features, InTorch, exported, fold_weights
 from quantize.qdq import needs_reduced_range
 from quantize.schemes.base import SCHEMES, UnfitError
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import nn
+
+
+_LEAST = 1e-20  # of the signal: noise of the float network against itself
 
 
 @SCHEMES.register("int8-neural-compressor")
@@ -28,15 +32,14 @@ class Int8NeuralCompressor(InTorch):
     summary = "as int8-pt2e, the best of four ways to find ranges by what it does to the student's outputs"
 
     def _rounded(
-        self, network: nn.Module, features: Sequence[Tensor], exclude: Sequence[str]
+        self, network: nn.Module, features: Features, exclude: Sequence[str]
     ) -> tuple[nn.Module, dict[str, Any]]:
         import torch
         from neural_compressor.torch.quantization import StaticQuantConfig, TuningConfig, autotune
 
         if needs_reduced_range():
             raise UnfitError("this CPU needs 7-bit values, which Neural Compressor does not make")
-        with torch.no_grad():
-            wanted = torch.cat([network.eval()(batch) for batch in features])
+        network.eval()
         scores: list[float] = []
 
         def calibrate(model: nn.Module) -> None:
@@ -45,9 +48,13 @@ class Int8NeuralCompressor(InTorch):
                     model(batch)
 
         def score(model: nn.Module) -> float:
+            signal = noise = 0.0
             with torch.no_grad():
-                noise = torch.cat([model(batch) for batch in features]) - wanted
-            scores.append(float(10 * torch.log10(wanted.square().mean() / noise.square().mean().clamp_min(1e-20))))
+                for batch in features:
+                    wanted = network(batch)
+                    signal += wanted.square().sum().item()
+                    noise += (model(batch) - wanted).square().sum().item()
+            scores.append(10 * math.log10(signal / max(noise, _LEAST * signal)))
             return scores[-1]
 
         ways = StaticQuantConfig(act_sym=[False, True], act_algo=["kl", "minmax"])
@@ -55,7 +62,7 @@ class Int8NeuralCompressor(InTorch):
             ways.set_local(path, StaticQuantConfig(w_dtype="fp32", act_dtype="fp32"))
         # No trial reaches the float network: all are made, and the best is made again.
         tuning = TuningConfig(config_set=[ways], tolerable_loss=0.0, max_trials=4)
-        graph = exported(network, features[0])
+        graph = exported(network, features.example)
         graph._exported = True  # type: ignore[assignment]  # which its own export() would note
-        best = autotune(graph, tuning, score, run_fn=calibrate, example_inputs=(features[0][:2],))
+        best = autotune(graph, tuning, score, run_fn=calibrate, example_inputs=(features.example,))
         return fold_weights(best), {"sqnr_db": scores[1:]}

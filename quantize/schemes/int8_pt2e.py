@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from quantize.in_torch import InTorch, exported
+from quantize.in_torch import Features, InTorch, exported
 from quantize.qdq import needs_reduced_range
 from quantize.schemes.base import SCHEMES
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import nn
 
 
 @SCHEMES.register("int8-pt2e")
@@ -26,7 +26,7 @@ class Int8Pt2e(InTorch):
     summary = "2-D convolutions and linear layers in int8, ranges from histograms; sums stay in float"
 
     def _rounded(
-        self, network: nn.Module, features: Sequence[Tensor], exclude: Sequence[str]
+        self, network: nn.Module, features: Features, exclude: Sequence[str]
     ) -> tuple[nn.Module, dict[str, Any]]:
         import torch
         from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
@@ -37,7 +37,7 @@ class Int8Pt2e(InTorch):
         quantizer.set_global(x86.get_default_x86_inductor_quantization_config(reduce_range=reduce_range))
         for path in exclude:
             quantizer.set_module_name_qconfig(path, None)
-        prepared = prepare_pt2e(exported(network, features[0]), quantizer)
+        prepared = prepare_pt2e(exported(network, features.example), quantizer)
         with torch.no_grad():
             for batch in features:
                 prepared(batch)
