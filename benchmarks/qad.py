@@ -32,7 +32,7 @@ from mst_edge.core.stats import Interval
 from mst_edge.recipe import Recipe, find_recipe, load_recipe
 from mst_edge.stages.data import Data, prepare
 from mst_edge.stages.distill import deployable, make_lab, make_method
-from mst_edge.stages.qat import training_for
+from mst_edge.stages.qat import teaching
 from mst_edge.stages.variants import PARITY_SAMPLES
 from quantize.calibration import FOLDER, choose, save_calibration
 from quantize.export import export_student
@@ -78,7 +78,9 @@ def run(recipe: Recipe, data_root: Path | None, folder: Path) -> tuple[Scoring, 
     plain, taught = (
         replace(
             _material(one, recipe, data, folder / name),
-            training=training_for(recipe, lambda: lab, one, raw[:PARITY_SAMPLES]),
+            student=one,
+            teach=teaching(recipe, lambda: lab, one),
+            raw=raw[:PARITY_SAMPLES],
         )
         for one, name in ((student, "plain"), (further, "further"))
     )

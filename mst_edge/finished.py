@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from distill.student import Student, load_student
 from mst_edge.core.errors import UserError
 from mst_edge.core.files import require_unused, write_json
 from mst_edge.pipeline import Watcher, overall
@@ -21,12 +22,12 @@ from mst_edge.stages.data import prepare
 from mst_edge.stages.deploy import run_deploy, stage_name
 from mst_edge.stages.distill import make_lab, pick_device
 from mst_edge.stages.mixed import search_for
-from mst_edge.stages.qat import training_for
+from mst_edge.stages.qat import teaching
 from quantize.api import make_variants
 from quantize.calibration import FOLDER, Calibration, load_calibration, save_calibration
 from quantize.mixed import Search
 from quantize.samples import read_samples, split_samples
-from quantize.schemes.base import SCHEMES, Material, Training, require_schemes
+from quantize.schemes.base import SCHEMES, Material, Teach, require_schemes
 from quantize.schemes.int8_trained import Int8Qat
 from quantize.variant import InputSpec, Variant, load_variant
 from targets.target import get_target
@@ -63,9 +64,18 @@ def quantize_run(
     if out is not None:
         require_unused(out, "variants")
         place = out / "variants"
-    material = Material(source, kept, recipe.quantize.calibration.calibrator, recipe.quantize.exclude)
+    student = load_student(run.distill)
+    inputs = np.load(run.evaluation / "inputs.npy", mmap_mode="r", allow_pickle=False)
+    material = Material(
+        source,
+        kept,
+        recipe.quantize.calibration.calibrator,
+        recipe.quantize.exclude,
+        student=student,
+        raw=inputs[: variants.PARITY_SAMPLES],
+    )
     if any(issubclass(SCHEMES.get(name), Int8Qat) for name in names):
-        material = replace(material, training=_training(run, recipe, data_root, device, watcher))
+        material = replace(material, teach=_teaching(run, recipe, student, data_root, device, watcher))
     if calibration is not None:
         material = replace(material, calibration=_calibration(calibration, source.input, recipe.seed, place / FOLDER))
     made, skipped = make_variants(material, names, place, _searches(run, recipe, source, watcher))
@@ -122,14 +132,12 @@ def _open(path: Path) -> tuple[RunFolder, Recipe, dict[str, Any]]:
     return run, load_recipe(run.recipe_file), done
 
 
-def _training(run: RunFolder, recipe: Recipe, data_root: Path | None, device: str, watcher: Watcher) -> Training:
-    from distill.student import load_student
-
+def _teaching(
+    run: RunFolder, recipe: Recipe, student: Student, data_root: Path | None, device: str, watcher: Watcher
+) -> Teach:
     data = prepare(recipe, data_root)
-    inputs = np.load(run.evaluation / "inputs.npy", mmap_mode="r", allow_pickle=False)
-
     lab = functools.cache(lambda: make_lab(recipe, data, run.distill, pick_device(device), watcher))
-    return training_for(recipe, lab, load_student(run.distill), inputs[: variants.PARITY_SAMPLES])
+    return teaching(recipe, lab, student)
 
 
 def _searches(run: RunFolder, recipe: Recipe, source: Variant, watcher: Watcher) -> dict[str, Callable[[str], Search]]:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import ast
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import onnx
 import torch
@@ -22,47 +23,65 @@ OPSET = 18
 _SCOPES = "pkg.torch.onnx.name_scopes"
 
 
+@dataclass(frozen=True)
+class Graph:
+    """An exported student, with the names of its nodes as a variant keeps them."""
+
+    model: onnx.ModelProto
+    float_nodes: tuple[str, ...]
+    answer_nodes: tuple[str, ...]
+    modules: dict[str, str]
+
+
 def export_student(student: Student, folder: Path) -> Variant:
     """Writes the fp32 variant of ``student`` to ``folder``."""
     modality, frontend = student.spec.modality, student.frontend
-    spec = InputSpec(
-        modality.name, modality.kind.value, frontend.graph_shape, frontend.graph_dtype, modality.sample_rate_hz
-    )
-    program = _export(student, spec.name)
-    model = program.model_proto
-    answer_nodes = tuple(_nodes_of("answer", model))
-    float_nodes = (*front_end_nodes(model), *answer_nodes)
-    modules = _modules(model)
-    _strip(model)
-    onnx.checker.check_model(model, full_check=True)
+    graph = to_onnx(student)
     with atomic_path(folder) as temporary:
         temporary.mkdir()
-        onnx.save(model, temporary / MODEL)
+        onnx.save(graph.model, temporary / MODEL)
         variant = Variant(
             name="fp32",
             scheme="fp32",
             precision="fp32",
             backend="torch",
             folder=temporary,
-            input=spec,
+            input=InputSpec(
+                modality.name, modality.kind.value, frontend.graph_shape, frontend.graph_dtype, modality.sample_rate_hz
+            ),
             output=student.spec.output,
             opset=OPSET,
-            float_nodes=float_nodes,
-            answer_nodes=answer_nodes,
-            modules=modules,
+            float_nodes=graph.float_nodes,
+            answer_nodes=graph.answer_nodes,
+            modules=graph.modules,
         )
         variant.save()
     return replace(variant, folder=folder)
 
 
+def to_onnx(student: Student, translations: Mapping[Any, Callable[..., Any]] | None = None) -> Graph:
+    """The graph of ``student``, batch size free.
+
+    Args:
+        translations: torch operators that the exporter does not know, to functions of onnxscript.
+    """
+    model = _export(student, translations).model_proto
+    answer_nodes = tuple(_nodes_of("answer", model))
+    float_nodes = (*front_end_nodes(model), *answer_nodes)
+    modules = _modules(model)
+    _strip(model)
+    onnx.checker.check_model(model, full_check=True)
+    return Graph(model, float_nodes, answer_nodes, modules)
+
+
 def trace(student: Student) -> tuple[torch.export.ExportedProgram, str]:
     """What the exporter writes down as ONNX, in torch's own operators, and the name that it gives the output."""
-    program = _export(student, student.spec.modality.name).exported_program
+    program = _export(student).exported_program
     assert program is not None
     return program, student.spec.output.graph_output
 
 
-def _export(student: Student, input_name: str) -> torch.onnx.ONNXProgram:
+def _export(student: Student, translations: Mapping[Any, Callable[..., Any]] | None = None) -> torch.onnx.ONNXProgram:
     frontend = student.frontend
     # Two samples: torch.export takes a batch of one for a constant.
     example = torch.zeros(2, *frontend.graph_shape, dtype=getattr(torch, frontend.graph_dtype))
@@ -72,10 +91,11 @@ def _export(student: Student, input_name: str) -> torch.onnx.ONNXProgram:
             (example,),
             dynamo=True,
             opset_version=OPSET,
-            input_names=[input_name],
+            input_names=[student.spec.modality.name],
             output_names=[student.spec.output.graph_output],
             dynamic_shapes={"raw": {0: torch.export.Dim("batch", min=1, max=1 << 16)}},
             verbose=False,
+            custom_translation_table=dict(translations or {}),
         )
     assert program is not None
     return program

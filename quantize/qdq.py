@@ -60,9 +60,8 @@ def masked_softmax(model: onnx.ModelProto) -> Iterator[str]:
 
 
 def needs_reduced_range() -> bool:
-    """Whether two products of 8-bit values can overflow the 16 bits that this CPU adds them in."""
-    machine = this_machine()
-    return machine.arch in ("x86_64", "AMD64") and not {"vnni", "amx_int8"} & set(machine.isa)
+    """Whether weights have to be 7-bit here."""
+    return this_machine().int8_can_overflow
 
 
 def require_float(model: onnx.ModelProto, names: Collection[str]) -> None:

@@ -67,6 +67,7 @@ _HEAVY = {"torch", "onnxruntime", "openvino", "numpy", "sklearn"}
         (["quantize"], "--allow-random", {*_HEAVY, "onnx"}),
         (["deploy"], "--calibration", {*_HEAVY, "onnx"}),
         (["profile"], "--protocol", {*_HEAVY, "onnx"}),
+        (["doctor"], "--target", _HEAVY),
     ],
 )
 def test_the_command_line_answers_help_without_heavy_imports(command, shows, heavy):

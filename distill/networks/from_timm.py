@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import importlib
-import sys
-from types import ModuleType
-from typing import Any
-
 from torch import Tensor, nn
 
 from distill.networks.encoders import Classifier, scaled
 from distill.networks.registry import NETWORKS
-from mst_edge.core.extras import require_modules
+from mst_edge.core.extras import import_extra
 
 _NAMES = {0.5: "mobilenetv3_small_050", 0.75: "mobilenetv3_small_075", 1.0: "mobilenetv3_small_100"}
 _LEAST_LAST_SIDE = 4
@@ -43,7 +38,8 @@ class MobileNetV3Small(Classifier):
         if width not in _NAMES:
             raise ValueError(f"width must be one of {', '.join(map(str, _NAMES))}, received {width}")
         channels, *sides = input_shape
-        self.trunk = _timm().create_model(_NAMES[width], pretrained=False, in_chans=channels, num_classes=0)
+        timm = import_extra("timm")
+        self.trunk = timm.create_model(_NAMES[width], pretrained=False, in_chans=channels, num_classes=0)
         self.trunk.global_pool = _MapMean()
         _keep_sides(self.trunk, min(sides))
         self.embedding_dim = self.trunk.head_hidden_size
@@ -78,9 +74,8 @@ class ResNet18(Classifier):
         super().__init__()
         channels, *sides = input_shape
         blocks = tuple(scaled(each, width) for each in (64, 128, 256, 512))
-        self.trunk = _timm().create_model(
-            "resnet18", pretrained=False, in_chans=channels, num_classes=0, channels=blocks
-        )
+        timm = import_extra("timm")
+        self.trunk = timm.create_model("resnet18", pretrained=False, in_chans=channels, num_classes=0, channels=blocks)
         self.trunk.global_pool = nn.Identity()
         if min(sides) <= _LEAST_SIDE:
             self.trunk.maxpool = nn.Identity()
@@ -110,12 +105,3 @@ def _keep_sides(trunk: nn.Module, side: int) -> None:
         strided.pop()
     for layer in strided:
         layer.stride = (1, 1)
-
-
-def _timm() -> Any:
-    require_modules("timm")
-    # timm imports torchvision, and that fails beside another build of torch than its own (the public index's CUDA
-    # wheel beside a CPU torch) over what it registers in this module, for detection operators that are not used here.
-    if "torchvision" not in sys.modules:
-        sys.modules.setdefault("torchvision._meta_registrations", ModuleType("torchvision._meta_registrations"))
-    return importlib.import_module("timm")

@@ -10,7 +10,14 @@ from pathlib import Path
 
 import typer
 
-from mst_edge.cli import commands_bundle, commands_cache, commands_data, commands_quantize, commands_run
+from mst_edge.cli import (
+    commands_bundle,
+    commands_cache,
+    commands_data,
+    commands_doctor,
+    commands_quantize,
+    commands_run,
+)
 from mst_edge.core.errors import ExitCode, UserError
 from mst_edge.core.extras import EXTRA_OF, missing_module
 
@@ -28,6 +35,7 @@ commands_quantize.register(app)
 commands_data.register(app)
 commands_bundle.register(app)
 commands_cache.register(app)
+commands_doctor.register(app)
 
 
 def main() -> None:

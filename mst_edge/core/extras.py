@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
+import sys
 from collections.abc import Mapping
+from types import ModuleType
+from typing import Any
 
 from mst_edge.core.errors import UserError
 
@@ -19,9 +22,20 @@ EXTRA_OF: Mapping[str, str] = {
     "onnx": "quantize",
     "onnxscript": "quantize",
     "nncf": "quantize",
+    "torchao": "quantize",
+    "neural_compressor": "quantize",
     "openvino": "openvino",
     "av": "video",
 }
+# Where a module and what pip installs have different names.
+_DISTRIBUTION_OF: Mapping[str, str] = {
+    "sklearn": "scikit-learn",
+    "PIL": "pillow",
+    "neural_compressor": "neural-compressor-pt",
+}
+# timm imports torchvision, and that fails beside another build of torch than its own (the public index's CUDA wheel
+# beside a CPU torch) over what it registers in this module, for detection operators that are not used here.
+_NOT_NEEDED: Mapping[str, str] = {"timm": "torchvision._meta_registrations"}
 
 
 def require_modules(*names: str) -> None:
@@ -35,6 +49,29 @@ def require_modules(*names: str) -> None:
             raise missing_module(name)
 
 
+def import_extra(name: str) -> Any:
+    """A module of ``EXTRA_OF``.
+
+    Raises:
+        UserError: it is not installed.
+    """
+    require_modules(name)
+    aside = _NOT_NEEDED.get(name, "")
+    if aside and aside.partition(".")[0] not in sys.modules:
+        sys.modules.setdefault(aside, ModuleType(aside))
+    return importlib.import_module(name)
+
+
+def distribution_of(module: str) -> str:
+    """What pip calls the package that brings a module of ``EXTRA_OF``."""
+    return _DISTRIBUTION_OF.get(module, module)
+
+
+def install_command(extra: str) -> str:
+    """The command that installs an extra."""
+    return f"pip install 'mst-edge[{extra}]'"
+
+
 def missing_module(name: str) -> UserError:
     """The error that tells a user how to get a module of ``EXTRA_OF``."""
-    return UserError(f"this needs {name}, which is not installed", fix=f"pip install 'mst-edge[{EXTRA_OF[name]}]'")
+    return UserError(f"this needs {name}, which is not installed", fix=install_command(EXTRA_OF[name]))

@@ -36,6 +36,11 @@ class Machine:
     memory_bytes: int
     governor: str
 
+    @property
+    def int8_can_overflow(self) -> bool:
+        """Whether two products of 8-bit values can overflow the 16 bits that the CPU adds them in."""
+        return self.arch in ("x86_64", "AMD64") and not {"vnni", "amx_int8"} & set(self.isa)
+
     def to_dict(self) -> dict[str, object]:
         """JSON form."""
         return {

@@ -18,6 +18,8 @@ _TOOLS = (
     "onnxruntime-gpu",
     "openvino",
     "nncf",
+    "torchao",
+    "neural-compressor-pt",
     "scikit-learn",
     "soundfile",
 )

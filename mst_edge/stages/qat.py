@@ -7,8 +7,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from numpy.typing import NDArray
-
 from distill.lab import FineTuning, Lab
 from distill.methods.base import Method
 from distill.networks.registry import Model
@@ -18,16 +16,15 @@ from mst_edge.stages.data import Data
 from mst_edge.stages.distill import deployable, make_method
 from quantize.calibration import FOLDER, choose, save_calibration
 from quantize.export import export_student
-from quantize.schemes.base import SCHEMES, Material, Training
+from quantize.schemes.base import SCHEMES, Material, Teach
 from quantize.schemes.int8_trained import Int8Qad, Int8Qat
 
 
-def training_for(recipe: Recipe, lab: Callable[[], Lab], student: Student, raw: NDArray[Any]) -> Training:
+def teaching(recipe: Recipe, lab: Callable[[], Lab], student: Student) -> Teach:
     """How schemes may train the student further.
 
     Args:
         lab: makes the lab in which it was trained.
-        raw: the first test samples, as the graph takes them.
     """
     said = recipe.quantize.qat
 
@@ -41,7 +38,7 @@ def training_for(recipe: Recipe, lab: Callable[[], Lab], student: Student, raw: 
         make_method(recipe, where, recipe.distill.method).fine_tune(model, tuning)
         return {**said.model_dump(), "objective": recipe.distill.method}
 
-    return Training(student, teach, raw)
+    return teach
 
 
 def check_training(recipe: Recipe, data: Data, lab: Lab, methods: Mapping[str, Method]) -> None:
@@ -63,6 +60,8 @@ def check_training(recipe: Recipe, data: Data, lab: Lab, methods: Mapping[str, M
             source=export_student(student, Path(folder) / "fp32"),
             calibration=save_calibration(Path(folder) / FOLDER, len(ids), samples.__getitem__),
             exclude=recipe.quantize.exclude,
-            training=Training(student, lambda scheme, rounded: {}, samples),
+            student=student,
+            teach=lambda scheme, rounded: {},
+            raw=samples,
         )
         SCHEMES.get(trained[0])().make(material, Path(folder) / "int8")

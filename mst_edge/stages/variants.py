@@ -17,7 +17,7 @@ from mst_edge.run_folder import RunFolder
 from mst_edge.stages.data import Data, save_evaluation
 from mst_edge.stages.distill import save_predictions
 from mst_edge.stages.mixed import search_for
-from mst_edge.stages.qat import training_for
+from mst_edge.stages.qat import teaching
 from mst_edge.stages.sensitivity import report_sensitivity
 from quantize.api import make_variants
 from quantize.calibration import FOLDER, Calibration, choose, save_calibration
@@ -53,7 +53,9 @@ def run_variants(
         calibration=_keep(run.variants / FOLDER, data, student, ids),
         calibrator=said.calibration.calibrator,
         exclude=said.exclude,
-        training=training_for(recipe, lab, student, inputs[:PARITY_SAMPLES]),
+        student=student,
+        teach=teaching(recipe, lab, student),
+        raw=inputs[:PARITY_SAMPLES],
     )
     judged = choose(data.dataset, data.splits["val"], said.mixed.samples, recipe.seed)
     samples = _keep(run.variants / TUNING, data, student, judged)

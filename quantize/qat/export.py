@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,24 +12,11 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 
 from distill.student import InUnits, Student, student_outputs
+from quantize.parity import MOST_MEAN_STEPS, Parity, run_onnx, steps_between
 from quantize.qat.twin import Twin
-from quantize.variant import OUTPUTS, ROUNDS_WEIGHTS
+from quantize.variant import OUTPUTS
 
 _BATCH = 4
-
-MOST_MEAN_STEPS = 1.0
-
-
-@dataclass(frozen=True)
-class Parity:
-    """How far a build is from the torch student that it was made from, over all outputs of some samples.
-
-    Attributes:
-        mean_steps, max_steps: of differences, in steps of the output's 256 levels.
-    """
-
-    mean_steps: float
-    max_steps: float
 
 
 def parity(student: Student, wanted: NDArray[Any], said: NDArray[Any]) -> Parity:
@@ -39,11 +25,8 @@ def parity(student: Student, wanted: NDArray[Any], said: NDArray[Any]) -> Parity
     Where the logits are in float, a step is that of 256 levels over ``wanted``.
     """
     step, answer = _twin(student).output_step, student.answer
-    if step is None:
-        steps = np.abs(said - wanted) / (np.ptp(wanted) / 255)
-    else:
-        steps = np.abs(said - wanted) / (step * (answer.scale.numpy() if isinstance(answer, InUnits) else 1.0))
-    return Parity(float(steps.mean()), float(steps.max()))
+    scale = answer.scale.numpy() if isinstance(answer, InUnits) else 1.0
+    return steps_between(wanted, said, None if step is None else step * scale)
 
 
 @torch.no_grad()
@@ -72,7 +55,7 @@ def write_int8(student: Student, raw: NDArray[Any], file: Path) -> Parity:
     onnx.save(model, file)
     wanted = np.concatenate(list(student_outputs(student, raw, _BATCH)))
     np.save(file.with_name(OUTPUTS), wanted, allow_pickle=False)
-    found = parity(student, wanted, _run(file, raw))
+    found = parity(student, wanted, run_onnx(file, raw))
     if found.mean_steps > MOST_MEAN_STEPS:
         raise RuntimeError(f"the int8 file is {found.mean_steps:.1f} steps from what was trained, on average")
     return found
@@ -81,17 +64,6 @@ def write_int8(student: Student, raw: NDArray[Any], file: Path) -> Parity:
 def _twin(student: Student) -> Twin:
     assert isinstance(student.network, Twin)
     return student.network
-
-
-def _run(model: Path, samples: NDArray[Any]) -> NDArray[Any]:
-    import onnxruntime
-
-    session = onnxruntime.InferenceSession(
-        str(model), providers=["CPUExecutionProvider"], disabled_optimizers=[ROUNDS_WEIGHTS]
-    )
-    name = session.get_inputs()[0].name
-    batches = (samples[start : start + _BATCH] for start in range(0, len(samples), _BATCH))
-    return np.concatenate([session.run(None, {name: np.array(batch)})[0] for batch in batches])
 
 
 def _initializers(twin: Twin) -> dict[str, NDArray[Any]]:

@@ -26,19 +26,8 @@ if TYPE_CHECKING:
     from quantize.mixed import Search
 
 
-@dataclass(frozen=True)
-class Training:
-    """What schemes need that train the student, from who has its data.
-
-    Attributes:
-        student: in float.
-        teach: takes the scheme's name and a fake-quantized student, whose network it trains; returns how it did that.
-        raw: ``(samples, ...)`` the run's first test samples as the graph takes them.
-    """
-
-    student: Student
-    teach: Callable[[str, Student], dict[str, Any]]
-    raw: NDArray[Any]
+# Takes the scheme's name and a fake-quantized student, whose network it trains; returns how it did that.
+Teach = Callable[[str, "Student"], dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -50,7 +39,9 @@ class Material:
         calibration: real samples, or loudly marked random ones.
         calibrator: how ONNX Runtime's static scheme turns what it sees into ranges.
         exclude: names of layers that stay in float.
-        training: for schemes that train the student; None where there is only a graph.
+        student: the torch student, in float, that the graph was exported from; None where there is only a graph.
+        teach: trains the student further, from who has its data; None where there is none.
+        raw: ``(samples, ...)`` the run's first test samples as the graph takes them; None where there is no run.
         search: for schemes that measure on a target; None where there is none.
     """
 
@@ -58,7 +49,9 @@ class Material:
     calibration: Calibration
     calibrator: Calibrator = "minmax"
     exclude: tuple[str, ...] = ()
-    training: Training | None = None
+    student: Student | None = None
+    teach: Teach | None = None
+    raw: NDArray[Any] | None = None
     search: Search | None = None
 
     def model(self) -> onnx.ModelProto:
@@ -75,7 +68,15 @@ class Material:
         Raises:
             UserError: an excluded layer that is not there.
         """
-        return (*self.source.float_nodes, *nodes_of(self.layers(model), self.exclude, "quantize.exclude"))
+        return (*self.source.float_nodes, *self.excluded(model))
+
+    def excluded(self, model: onnx.ModelProto) -> tuple[str, ...]:
+        """Nodes of the excluded layers.
+
+        Raises:
+            UserError: a layer that is not there.
+        """
+        return nodes_of(self.layers(model), self.exclude, "quantize.exclude")
 
 
 class UnfitError(UserError):
@@ -116,10 +117,9 @@ class Scheme(ABC):
             UserError: a library is missing, or an excluded layer is not there.
         """
         require_modules(*self.modules)
-        source = material.source
         with atomic_path(folder) as temporary:
             temporary.mkdir()
-            facts = self._write(material, temporary / MODEL)
+            facts, source = self._made(material, temporary / MODEL)
             # What comes after the network reads what the network has in eight bits; it computes in float.
             made = onnx.load(temporary / MODEL)
             onnx.checker.check_model(made)
@@ -141,6 +141,10 @@ class Scheme(ABC):
             )
             variant.save()
         return replace(variant, folder=folder)
+
+    def _made(self, material: Material, out: Path) -> tuple[dict[str, Any], Variant]:
+        """Writes the ONNX file ``out``; returns how it was made, and the source with the names of ``out``'s nodes."""
+        return self._write(material, out), material.source
 
     @abstractmethod
     def _write(self, material: Material, out: Path) -> dict[str, Any]:

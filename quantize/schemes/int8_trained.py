@@ -28,8 +28,8 @@ class Int8Qat(Int8Static):
         from quantize.qat.export import write_int8
         from quantize.qat.twin import fake_quantized
 
-        training = material.training
-        if training is None:
+        student, teach, raw = material.student, material.teach, material.raw
+        if student is None or teach is None or raw is None:
             raise UserError(
                 f"{self.name} trains the student, which takes a run with its data",
                 where="quantize.schemes",
@@ -37,9 +37,9 @@ class Int8Qat(Int8Static):
             )
         facts = super()._write(material, out)
         del facts["ranges"]  # they are where training starts
-        student = fake_quantized(training.student, material.source, out)
-        facts |= training.teach(self.name, student)
-        found = write_int8(student, training.raw, out)
+        rounded = fake_quantized(student, material.source, out)
+        facts |= teach(self.name, rounded)
+        found = write_int8(rounded, raw, out)
         return {**facts, "parity_mean_steps": found.mean_steps, "parity_max_steps": found.max_steps}
 
 

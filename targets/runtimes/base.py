@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from mst_edge.core.errors import UserError
 from mst_edge.core.files import atomic_path
+from mst_edge.core.machine import this_machine
 from quantize.variant import Variant
 from targets.spec import Build, Probe
 
@@ -22,9 +23,15 @@ _WITH_BF16 = {"fp32": "bf16", "int8": "int8-bf16"}
 
 
 class Runtime(ABC):
-    """One inference engine on one target."""
+    """One inference engine on one target.
+
+    Attributes:
+        supports: the precisions that it runs on some machine, each with the CPU features of which it takes one; no
+            features: any machine.
+    """
 
     name: ClassVar[str]
+    supports: ClassVar[Mapping[str, tuple[str, ...]]]
 
     def __init__(self, target: str) -> None:
         self.target = target
@@ -36,11 +43,20 @@ class Runtime(ABC):
     def precisions(self, variant: Variant) -> tuple[str, ...]:
         """In which precisions this runtime can run ``variant`` here; empty if in none."""
         probe = self.probe()
-        if not probe.available or variant.precision not in probe.precisions:
-            return ()
+        return tuple(p for p in self.ways(variant.precision) if probe.available and p in probe.precisions)
+
+    @classmethod
+    def ways(cls, precision: str) -> tuple[str, ...]:
+        """In which precisions it can run a variant of ``precision``, on some machine; empty if in none."""
         # bf16 is no file of its own: it is a way to run what is float in a file.
-        faster = _WITH_BF16.get(variant.precision)
-        return (variant.precision, *([faster] if faster in probe.precisions else []))
+        wanted = (precision, *([_WITH_BF16[precision]] if precision in _WITH_BF16 else []))
+        return tuple(p for p in wanted if p in cls.supports) if precision in cls.supports else ()
+
+    @classmethod
+    def supported_here(cls) -> tuple[str, ...]:
+        """Those of ``supports`` that this machine's CPU has what they take for."""
+        has = set(this_machine().isa)
+        return tuple(p for p, takes in cls.supports.items() if not takes or has & set(takes))
 
     def label(self, variant: Variant, precision: str) -> str:
         """What tells builds of this runtime apart."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from apps.runtime.engines import OnnxRuntimeEngine
 from quantize.variant import MODEL, ROUNDS_WEIGHTS, Variant
@@ -18,11 +18,12 @@ class OnnxRuntime(EngineRuntime):
 
     name = "onnxruntime"
     engine = OnnxRuntimeEngine
+    supports: ClassVar = dict.fromkeys(("fp32", "fp16", "int8", "w8", "w4"), ())
 
     def _probe(self) -> Probe:
         if not self.engine.installed():
             return Probe(False, reason="onnxruntime is not installed (pip install onnxruntime)")
-        return Probe(True, self._version(), ("fp32", "fp16", "int8", "w8", "w4"))
+        return Probe(True, self._version(), self.supported_here())
 
     def _build(self, variant: Variant, precision: str, folder: Path) -> tuple[str, Mapping[str, Any]]:
         shutil.copyfile(variant.model, folder / MODEL)

@@ -5,10 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from apps.runtime.engines import OpenVinoEngine
-from mst_edge.core.machine import this_machine
 from quantize.variant import Variant
 from targets.runtimes.engine import EngineRuntime
 from targets.spec import Probe
@@ -18,6 +17,7 @@ _MOVING = {"Reshape", "Transpose"}
 # fp16 names the file; x86 computes it in f32.
 _HINTS = {"fp32": "f32", "fp16": "f32", "int8": "f32", "w8": "f32", "w4": "f32", "bf16": "bf16", "int8-bf16": "bf16"}
 _IN_BF16 = ("bf16", "int8-bf16")
+_BF16 = ("bf16", "amx_bf16")
 
 
 class OpenVino(EngineRuntime):
@@ -25,12 +25,12 @@ class OpenVino(EngineRuntime):
 
     name = "openvino"
     engine = OpenVinoEngine
+    supports: ClassVar = {precision: _BF16 if precision in _IN_BF16 else () for precision in _HINTS}
 
     def _probe(self) -> Probe:
         if not self.engine.installed():
             return Probe(False, reason="openvino is not installed (pip install 'mst-edge[openvino]')")
-        has_bf16 = bool({"bf16", "amx_bf16"} & set(this_machine().isa))
-        return Probe(True, self._version(), tuple(p for p in _HINTS if has_bf16 or p not in _IN_BF16))
+        return Probe(True, self._version(), self.supported_here())
 
     def _build(self, variant: Variant, precision: str, folder: Path) -> tuple[str, Mapping[str, Any]]:
         import openvino

@@ -10,6 +10,7 @@ import pytest
 from distill.datasets.spec import Kind, ModalitySpec
 from mst_edge.core.errors import UserError
 from quantize.export import export_student
+from quantize.in_torch import InTorch
 from quantize.layers import layers_of, nodes_of
 from quantize.schemes.base import SCHEMES, Material, UnfitError, require_schemes
 from quantize.schemes.int8_trained import Int8Qat
@@ -50,7 +51,9 @@ def run(variant, raw):
 
 
 FROM_A_GRAPH = [
-    name for name in SCHEMES.names() if not (issubclass(SCHEMES.get(name), Int8Qat) or SCHEMES.get(name).per_target)
+    name
+    for name in SCHEMES.names()
+    if not (issubclass(SCHEMES.get(name), (Int8Qat, InTorch)) or SCHEMES.get(name).per_target)
 ]
 
 

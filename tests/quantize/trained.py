@@ -14,7 +14,6 @@ from onnx import numpy_helper
 from distill.student import Student, student_outputs
 from quantize.qat.export import parity
 from quantize.qat.twin import Twin
-from quantize.schemes.base import Training
 from quantize.variant import Variant
 from tests.quantizing import quantized
 
@@ -66,8 +65,7 @@ def require_what_was_trained(student: Student, exact: Variant, raw: np.ndarray, 
         learned.append(rounded)
         return {"scheme": scheme}
 
-    training = Training(student, teach, raw)
-    trained = quantized(exact, raw, folder / "int8-qat", "int8-qat", training=training)
+    trained = quantized(exact, raw, folder / "int8-qat", "int8-qat", student=student, teach=teach, raw=raw)
     (rounded,), wanted = learned, answers(learned[0], raw)
     assert parity(rounded, wanted, before[0]).max_steps > MOST_STEPS
     for run in (onnxruntime_outputs, openvino_outputs):

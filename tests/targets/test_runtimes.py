@@ -9,6 +9,7 @@ import pytest
 from distill.datasets.spec import Kind, ModalitySpec
 from mst_edge.core.errors import UserError
 from quantize.export import export_student
+from targets.runtimes import base as runtimes
 from targets.runtimes import openvino as openvino_runtime
 from targets.runtimes.openvino import keep_in_f32
 from targets.spec import Build, load_build
@@ -146,7 +147,7 @@ def test_bf16_is_offered_only_where_the_cpu_has_it(monkeypatch):
     from mst_edge.core.machine import Machine
 
     for isa, offered in ((("avx2",), False), (("bf16",), True), (("amx_bf16",), True)):
-        monkeypatch.setattr(openvino_runtime, "this_machine", lambda isa=isa: Machine("", "x86_64", "", isa, 1, 1, ""))
+        monkeypatch.setattr(runtimes, "this_machine", lambda isa=isa: Machine("", "x86_64", "", isa, 1, 1, ""))
         assert ("bf16" in get_target("cpu").runtime("openvino").probe().precisions) is offered
 
 

@@ -1,0 +1,1 @@
+"""What works on this machine, proved rather than claimed."""
