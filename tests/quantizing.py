@@ -9,8 +9,16 @@ from unittest import mock
 import numpy as np
 
 from quantize.calibration import Calibration, save_calibration
+from quantize.in_torch import InTorch
 from quantize.schemes.base import SCHEMES, Material
+from quantize.schemes.int8_trained import Int8Qat
 from quantize.variant import Variant
+
+
+def schemes_from_a_graph() -> list[str]:
+    """Names of the schemes that need no more than a graph and samples: no student, no data, no target."""
+    kinds = {name: SCHEMES.get(name) for name in SCHEMES.names()}
+    return [name for name, kind in kinds.items() if not (kind.per_target or issubclass(kind, (Int8Qat, InTorch)))]
 
 
 def keep(samples: np.ndarray, folder: Path, **about: Any) -> Calibration:

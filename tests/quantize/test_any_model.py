@@ -16,11 +16,10 @@ from mst_edge.core.errors import UserError
 from quantize.api import export_module, make_variants, prepare_model
 from quantize.foreign import read_model
 from quantize.samples import random_samples, read_samples
-from quantize.schemes.base import SCHEMES
-from quantize.schemes.int8_trained import Int8Qat
 from quantize.variant import InputSpec, load_variant
 from tests.conftest import ROOT
 from tests.quantize.foreign_models import classifier, pictures, save
+from tests.quantizing import schemes_from_a_graph
 
 SPEC = InputSpec("x", "tensor", (3, None, 8), "float32")
 
@@ -209,13 +208,7 @@ def test_a_module_from_python_goes_the_same_way_with_time_free(frames):
         assert np.allclose(session.run(None, {"input": x})[0], expected, atol=1e-5)
 
 
-def of_graphs():
-    """Names of schemes that take a graph and samples, nothing else."""
-    kinds = {name: SCHEMES.get(name) for name in SCHEMES.names()}
-    return [name for name, kind in kinds.items() if not (kind.per_target or issubclass(kind, Int8Qat))]
-
-
-@pytest.mark.parametrize("name", of_graphs())
+@pytest.mark.parametrize("name", schemes_from_a_graph())
 def test_every_scheme_keeps_batch_and_time_free(frames, tmp_path, name):
     _, made = frames
     variants, skipped = make_variants(made.material(), [name], tmp_path)

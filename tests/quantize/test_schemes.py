@@ -10,13 +10,11 @@ import pytest
 from distill.datasets.spec import Kind, ModalitySpec
 from mst_edge.core.errors import UserError
 from quantize.export import export_student
-from quantize.in_torch import InTorch
 from quantize.layers import layers_of, nodes_of
 from quantize.schemes.base import SCHEMES, Material, UnfitError, require_schemes
-from quantize.schemes.int8_trained import Int8Qat
 from quantize.variant import load_variant
 from tests.quantize.test_export_and_int8 import AUDIO, make_student, raw_samples
-from tests.quantizing import keep, quantized
+from tests.quantizing import keep, quantized, schemes_from_a_graph
 
 PHOTO = ModalitySpec("photo", Kind.IMAGE, (32, 32, 3), "uint8")
 FACTS = ModalitySpec("facts", Kind.VECTOR, (12,), "float32")
@@ -50,14 +48,7 @@ def run(variant, raw):
     return session.run(None, {variant.input.name: raw})[0]
 
 
-FROM_A_GRAPH = [
-    name
-    for name in SCHEMES.names()
-    if not (issubclass(SCHEMES.get(name), (Int8Qat, InTorch)) or SCHEMES.get(name).per_target)
-]
-
-
-@pytest.mark.parametrize("name", FROM_A_GRAPH)
+@pytest.mark.parametrize("name", schemes_from_a_graph())
 def test_what_a_scheme_makes_runs_and_is_close_or_it_says_why_not(source, tmp_path, name):
     raw = samples_of(source, 64)
     if name in UNFIT.get(source.input.name, ()):
