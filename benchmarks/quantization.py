@@ -29,6 +29,13 @@ _AVMNIST = (
     "distill={method: kd, compare: [], epochs: {collaborate: 4, distill: 6}}",
     "teachers={multimodal: {network: fusion}}",
 )
+# They learn slowly, and from the teacher that the first student was taught by.
+_LISTENS = (
+    *_AVMNIST,
+    "distill.epochs={collaborate: 8, distill: 16}",
+    "distill.optimizer={name: adam, lr: 0.003}",
+    "teachers.multimodal.weights={out}/lenet5/distill/teachers/multimodal.safetensors",
+)
 _TWEETS = ("distill.compare=[]", "student.network=text_transformer")
 
 
@@ -43,18 +50,18 @@ class Contender:
 
 STUDENTS: Mapping[str, Contender] = {
     "lenet5": Contender("LeNet-5, AV-MNIST image", "avmnist_image", _AVMNIST),
-    "ds_cnn": Contender("DS-CNN, AV-MNIST audio", "avmnist", (*_AVMNIST, "student={modality: audio, network: ds_cnn}")),
+    "ds_cnn": Contender("DS-CNN, AV-MNIST audio", "avmnist", (*_LISTENS, "student={modality: audio, network: ds_cnn}")),
     "mobilenet_v3_small": Contender(
         "MobileNetV3-small, AV-MNIST audio",
         "avmnist",
-        (*_AVMNIST, "student={modality: audio, network: mobilenet_v3_small}"),
+        (*_LISTENS, "student={modality: audio, network: mobilenet_v3_small}"),
     ),
     "resnet18": Contender(
         "ResNet-18, AV-MNIST image",
         "avmnist_image",
         (*_AVMNIST, "student={modality: image, network: resnet18}", "distill.precision=bf16"),
     ),
-    "vit": Contender("small ViT, AV-MNIST audio", "avmnist", (*_AVMNIST, "student={modality: audio, network: vit}")),
+    "vit": Contender("small ViT, AV-MNIST audio", "avmnist", (*_LISTENS, "student={modality: audio, network: vit}")),
     "text_transformer": Contender("tiny transformer, CrisisMMD text", "crisismmd_text", _TWEETS),
 }
 
@@ -70,7 +77,8 @@ def main(arguments: list[str] | None = None) -> None:
     summary = []
     for name in said.students.split(","):
         contender = STUDENTS[name]
-        recipe = load_recipe(find_recipe(contender.recipe), [*contender.settings, *_COMMON, *said.set])
+        settings = [setting.replace("{out}", str(said.out.resolve())) for setting in contender.settings]
+        recipe = load_recipe(find_recipe(contender.recipe), [*settings, *_COMMON, *said.set])
         result = run(recipe, said.data_root, said.out / name)
         print("\n".join(table(contender.title, result)), end="\n\n", flush=True)
         summary.append(chosen_row(contender.title, result))
