@@ -21,7 +21,8 @@ from mst_edge.stages import variants
 from mst_edge.stages.data import prepare
 from mst_edge.stages.deploy import run_deploy, stage_name
 from mst_edge.stages.distill import make_lab, pick_device
-from mst_edge.stages.mixed import search_for
+from mst_edge.stages.goals import goals_of
+from mst_edge.stages.mixed import Judge, search_for
 from mst_edge.stages.qat import teaching
 from quantize.api import make_variants
 from quantize.calibration import FOLDER, Calibration, load_calibration, save_calibration
@@ -38,6 +39,7 @@ def quantize_run(
     schemes: Sequence[str],
     *,
     calibration: Path | None,
+    exclude: Sequence[str],
     out: Path | None,
     data_root: Path | None,
     device: str,
@@ -47,6 +49,7 @@ def quantize_run(
 
     Args:
         calibration: folder of other samples than those that the run kept.
+        exclude: layers that stay in float, instead of the recipe's.
 
     Raises:
         UserError: the run has no variants yet; whatever is wrong with schemes or samples.
@@ -70,7 +73,7 @@ def quantize_run(
         source,
         kept,
         recipe.quantize.calibration.calibrator,
-        recipe.quantize.exclude,
+        tuple(exclude) or recipe.quantize.exclude,
         student=student,
         raw=inputs[: variants.PARITY_SAMPLES],
     )
@@ -144,8 +147,9 @@ def _searches(run: RunFolder, recipe: Recipe, source: Variant, watcher: Watcher)
     """By target, what schemes need that measure on it."""
 
     def search(target: str) -> Search:
-        samples = load_calibration(run.variants / variants.TUNING)
-        return search_for(recipe, source, samples, target, run.variants / variants.SEARCH / target, watcher.step)
+        judge = Judge(load_calibration(run.variants / variants.TUNING), goals_of(recipe), recipe.measure.threads)
+        place = run.variants / variants.SEARCH / target
+        return search_for(source, judge, recipe.quantize.mixed, target, place, watcher.step)
 
     return dict.fromkeys(recipe.targets, search)
 

@@ -102,6 +102,7 @@ def prepare_model(
         len(calibrating),
         lambda portion: samples.read(calibrating[portion]),
         real=samples.real,
+        target=None if truth is None else np.asarray(truth.values[calibrating]),
         about={"numbers": calibrating.tolist()},
     )
     targets = None if truth is None else np.asarray(truth.values[judging])

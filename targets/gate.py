@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from numpy.typing import NDArray
@@ -149,6 +149,30 @@ def compare_accuracy(
     )
 
 
+def halved(goals: Goals) -> Goals:
+    """The same goals with half the room for what quantization may cost: for choosing among many builds on some samples
+    and being judged on others."""
+    accuracy, drift = goals.accuracy, goals.drift
+
+    def half(room: float | None) -> float | None:
+        return None if room is None else room / 2
+
+    def halfway(limit: float | None) -> float | None:
+        return None if limit is None else (1 + limit) / 2
+
+    return replace(
+        goals,
+        accuracy=replace(
+            accuracy,
+            max_relative_drop_percent=half(accuracy.max_relative_drop_percent),
+            max_drop_points=half(accuracy.max_drop_points),
+        ),
+        drift=replace(
+            drift, min_agreement=halfway(drift.min_agreement), min_correlation=halfway(drift.min_correlation)
+        ),
+    )
+
+
 def shortfall(accuracy: Accuracy, goal: AccuracyGoal) -> float:
     """How far an accuracy misses its goal, as a share; 0 where it is met. Of several limits, the one missed most."""
     drop, relative = accuracy.drop, accuracy.relative_drop
@@ -162,6 +186,17 @@ def shortfall(accuracy: Accuracy, goal: AccuracyGoal) -> float:
         missed.append(bounds[0] - goal.max_drop_points / 100)
     if goal.max_relative_drop_percent is not None:
         missed.append(bounds[1] - goal.max_relative_drop_percent / 100)
+    return max(missed)
+
+
+def drift_shortfall(drift: Drift, goal: DriftGoal) -> float:
+    """How far a drift misses its goal; 0 where it is met. Of several limits, the one missed most."""
+    missed = [0.0]
+    if goal.min_agreement is not None:
+        missed.append(goal.min_agreement - drift.agreement)
+    if goal.min_correlation is not None:
+        least = drift.least_correlation
+        missed.append(goal.min_correlation - (0.0 if least is None else least))
     return max(missed)
 
 

@@ -27,6 +27,9 @@ RandomOption = Annotated[
 SchemeOption = Annotated[
     list[str] | None, typer.Option("--scheme", metavar="S", help="Scheme of quantization; may be repeated.")
 ]
+ExcludeOption = Annotated[
+    list[str] | None, typer.Option("--exclude", metavar="LAYER", help="Layer that stays in float; may be repeated.")
+]
 OutOption = Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Where to. Default: runs/NAME-TIME.")]
 SeedOption = Annotated[int, typer.Option("--seed", min=0, help="Draws the samples that calibrate.")]
 
@@ -44,6 +47,7 @@ def quantize(
     shape: ShapeOption = None,
     allow_random: RandomOption = False,
     scheme: SchemeOption = None,
+    exclude: ExcludeOption = None,
     out: OutOption = None,
     seed: SeedOption = 0,
     data_root: RootOption = None,
@@ -64,6 +68,7 @@ def quantize(
                 source,
                 scheme or (),
                 calibration=calibration,
+                exclude=tuple(exclude or ()),
                 out=out,
                 data_root=find_data_root(data_root),
                 device=device,
@@ -76,9 +81,10 @@ def quantize(
             place = out or _default_out(source)
             current_folder(place)
             shapes = parse_shapes(shape or [])
-            result, _, _ = quantize_model(
-                Request(source, place, calibration, shapes, allow_random, tuple(scheme or ()), seed)
+            request = Request(
+                source, place, calibration, shapes, allow_random, tuple(scheme or ()), tuple(exclude or ()), seed
             )
+            result, _, _ = quantize_model(request, (), watcher.step)
     if json_:
         typer.echo(json.dumps(result))
     else:
@@ -92,6 +98,7 @@ def deploy(
     shape: ShapeOption = None,
     allow_random: RandomOption = False,
     scheme: SchemeOption = None,
+    exclude: ExcludeOption = None,
     out: OutOption = None,
     seed: SeedOption = 0,
     data_root: RootOption = None,
@@ -105,7 +112,13 @@ def deploy(
     place = source
     with ConsoleWatcher(None, quiet=json_) as watcher:
         if source.is_dir():
-            given = {"--calibration": calibration, "--shape": shape, "--scheme": scheme, "--out": out}
+            given = {
+                "--calibration": calibration,
+                "--shape": shape,
+                "--scheme": scheme,
+                "--exclude": exclude,
+                "--out": out,
+            }
             _refuse(source, {**given, "--allow-random": allow_random, "--seed": seed})
             from distill.datasets.builder import find_data_root
             from mst_edge.finished import deploy_run
@@ -117,7 +130,9 @@ def deploy(
             place = out or _default_out(source)
             current_folder(place)
             shapes = parse_shapes(shape or [])
-            request = Request(source, place, calibration, shapes, allow_random, tuple(scheme or ()), seed)
+            request = Request(
+                source, place, calibration, shapes, allow_random, tuple(scheme or ()), tuple(exclude or ()), seed
+            )
             result = deploy_model(request, target, watcher)
     if json_:
         typer.echo(json.dumps(result))

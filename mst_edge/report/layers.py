@@ -72,13 +72,15 @@ def sensitivity_markdown(found: Mapping[str, Any]) -> str:
     lines = [
         "# What int8 does to each layer",
         "",
-        f"{sensitivity_advice(found)} Judged on {found['samples']} samples of the validation split.",
+        f"{sensitivity_advice(found)} Judged on {found['samples']} samples that did not calibrate.",
         "",
         *(f"| {' | '.join(cells)} |" for cells in table),
         "",
     ]
     if found["exclude"]:
+        flags = " ".join(f"--exclude {name}" for name in found["exclude"])
         lines += ["For the recipe:", "", *(f"    {line}" for line in recipe_lines(found).splitlines()), ""]
+        lines += ["For the command line:", "", f"    {flags}", ""]
     return "\n".join(lines)
 
 

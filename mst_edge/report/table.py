@@ -22,9 +22,7 @@ def print_result(result: dict[str, Any], run: RunFolder, console: Console | None
         console.print(errors, highlight=False)
     for entry in result["skipped_schemes"]:
         console.print(f"{entry['id']}: not made, {entry['reason']}", highlight=False)
-    if result["sensitivity"] and result["sensitivity"]["exclude"]:
-        console.print(sensitivity_advice(result["sensitivity"]), highlight=False)
-        console.print(f"their names, for quantize.exclude: {run.variants / 'sensitivity.md'}", highlight=False)
+    _print_sensitivity(result["sensitivity"], run, console)
     for target in result["targets"]:
         console.print(_builds(target))
         print_verdict(console, target, run.path)
@@ -115,6 +113,13 @@ def _judged(row: dict[str, Any]) -> tuple[str, str]:
     return f"{drift['agreement']:.1%}", "-" if least is None else f"{least:.5f}"
 
 
+def _print_sensitivity(found: dict[str, Any] | None, run: RunFolder, console: Console) -> None:
+    """Which layers int8 harms, where it harms the network."""
+    if found and found["exclude"]:
+        console.print(sensitivity_advice(found), highlight=False)
+        console.print(f"names of layers, to leave them in float: {run.variants / 'sensitivity.md'}", highlight=False)
+
+
 def print_model(result: dict[str, Any], place: Path, console: Console | None = None) -> None:
     """Prints what became of a model that came as a file: its variants, its builds, what won and why."""
     console = console or Console()
@@ -131,6 +136,7 @@ def print_model(result: dict[str, Any], place: Path, console: Console | None = N
         console.print(f"  {row['name']}: {row['backend']}, {row['size_bytes'] / 1e6:.2f} MB", highlight=False)
     for entry in result["skipped_schemes"]:
         console.print(f"  {entry['id']}: not made, {entry['reason']}", highlight=False)
+    _print_sensitivity(result.get("sensitivity"), RunFolder(place), console)
     for target in result.get("targets", ()):
         console.print(_builds(target))
         print_verdict(console, target, place)

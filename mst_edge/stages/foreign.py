@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import shutil
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,13 +15,17 @@ from mst_edge.core.errors import UserError
 from mst_edge.core.files import require_unused, sha256_file, write_json
 from mst_edge.core.provenance import provenance
 from mst_edge.core.scoring import scoring_of
-from mst_edge.recipe import GoalsSection, MeasureSection, QuantizeSection
+from mst_edge.recipe import GoalsSection, MeasureSection, MixedSection, QuantizeSection
 from mst_edge.run_folder import RunFolder
 from mst_edge.stages.deploy import NOT_JUDGED, DeployWatcher, Subject, deploy
-from mst_edge.stages.variants import variant_row
+from mst_edge.stages.mixed import Judge, search_for
+from mst_edge.stages.sensitivity import report_sensitivity
+from mst_edge.stages.variants import SEARCH, variant_row
 from quantize.api import PreparedModel, make_variants, prepare_model
 from quantize.foreign import Shapes
-from quantize.schemes.base import SCHEMES, require_schemes
+from quantize.in_torch import InTorch
+from quantize.mixed import Search
+from quantize.schemes.base import SCHEMES, Material, require_schemes
 from quantize.schemes.int8_trained import Int8Qat
 from quantize.variant import Variant
 from targets import measure
@@ -40,6 +45,7 @@ class Request:
 
     Attributes:
         schemes: by default those of a recipe.
+        exclude: layers that stay in float.
     """
 
     file: Path
@@ -48,6 +54,7 @@ class Request:
     shapes: Shapes = field(default_factory=dict)
     allow_random: bool = False
     schemes: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
     seed: int = 0
 
     @property
@@ -56,18 +63,19 @@ class Request:
         return self.file.stem
 
 
-def quantize_model(request: Request) -> tuple[dict[str, Any], PreparedModel, list[Variant]]:
-    """Makes the variants of a model and ``result.json``.
+def quantize_model(
+    request: Request, targets: Sequence[str], say: Callable[[str], None]
+) -> tuple[dict[str, Any], PreparedModel, list[Variant]]:
+    """Makes the variants of a model, says what int8 does to its layers, and writes ``result.json``.
+
+    Args:
+        targets: where schemes that search measure.
 
     Raises:
         UserError: something is wrong with model, samples or schemes; then nothing was written.
     """
     schemes = request.schemes or QuantizeSection().schemes
-    require_schemes(schemes)
-    for name in schemes:
-        scheme = SCHEMES.get(name)
-        if scheme.per_target or issubclass(scheme, Int8Qat):
-            raise UserError(f"{name} takes a run, not an ONNX file", where="--scheme", fix="take int8-static")
+    _require_fitting(schemes, request, targets)
     require_unused(request.out, "model's variants")
     made = prepare_model(
         request.file,
@@ -77,7 +85,17 @@ def quantize_model(request: Request) -> tuple[dict[str, Any], PreparedModel, lis
         allow_random=request.allow_random,
         seed=request.seed,
     )
-    variants, skipped = make_variants(made.material(), schemes, RunFolder(request.out).variants)
+    place, material = RunFolder(request.out), made.material(exclude=request.exclude)
+    judge = Judge(made.calibration, _goals(made), MeasureSection().threads)
+
+    def search(target: str) -> Search:
+        return search_for(made.source, judge, MixedSection(), target, place.variants / SEARCH / target, say)
+
+    try:
+        variants, skipped = make_variants(material, schemes, place.variants, dict.fromkeys(targets, search))
+    except UserError:
+        shutil.rmtree(request.out)  # it was not there, or empty
+        raise
     scoring, reference = scoring_of(made.source.output), made.reference
     record = {
         "name": request.name,
@@ -86,6 +104,7 @@ def quantize_model(request: Request) -> tuple[dict[str, Any], PreparedModel, lis
         "output": {"task": made.source.output.task, "names": list(made.source.output.names)},
         "variants": [variant_row(variant) for variant in (made.source, *variants)],
         "skipped_schemes": skipped,
+        "sensitivity": _sensitivity(made, material, place.variants),
         "targets": [],
         "gate": "not run",
         "provenance": provenance(**_origin(request, made)),
@@ -104,7 +123,7 @@ def deploy_model(request: Request, targets: Sequence[str], watcher: DeployWatche
     """
     for name in targets:
         get_target(name)
-    record, made, variants = quantize_model(request)
+    record, made, variants = quantize_model(request, targets, watcher.step)
     watcher.step(f"made {', '.join(variant.name for variant in variants)}")
     subject = _subject(request, made, variants)
     record["targets"] = [deploy(subject, name, watcher) for name in targets]
@@ -112,6 +131,30 @@ def deploy_model(request: Request, targets: Sequence[str], watcher: DeployWatche
     record["gate"] = NOT_JUDGED if NOT_JUDGED in verdicts else "failed" if "failed" in verdicts else "passed"
     write_json(subject.place.result_file, record)
     return record
+
+
+def _require_fitting(schemes: Sequence[str], request: Request, targets: Sequence[str]) -> None:
+    """A file has no student to train, random samples nothing to search by.
+
+    Raises:
+        UserError: a scheme that this model cannot have.
+    """
+    require_schemes(schemes)
+    for name in schemes:
+        scheme = SCHEMES.get(name)
+        if issubclass(scheme, (Int8Qat, InTorch)):
+            raise UserError(f"{name} takes a run, not an ONNX file", where="--scheme", fix="take int8-static")
+        if scheme.per_target and not targets:
+            raise UserError(f"{name} measures on a target", where="--scheme", fix="take `mst-edge deploy --target`")
+        if scheme.per_target and request.calibration is None:
+            raise UserError(f"{name} judges by real samples", where="--scheme", fix="give them as --calibration")
+
+
+def _sensitivity(made: PreparedModel, material: Material, folder: Path) -> dict[str, Any] | None:
+    """What int8 does to each layer, on samples that judge; nothing where they are random."""
+    if not made.said["real"]:
+        return None
+    return report_sensitivity(material, np.load(made.inputs, mmap_mode="r", allow_pickle=False), folder)
 
 
 def _origin(request: Request, made: PreparedModel) -> dict[str, Any]:

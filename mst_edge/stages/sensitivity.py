@@ -5,27 +5,28 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from numpy.typing import NDArray
+
 from mst_edge.core.files import write_json, write_text
 from mst_edge.report import svg
 from mst_edge.report.layers import sensitivity_chart, sensitivity_markdown
 from quantize.assignment import Assignable
-from quantize.calibration import Calibration
 from quantize.schemes.base import Material
 from quantize.sensitivity import ENOUGH_DB, find_sensitivity
 
 NAME = "sensitivity"
 
 
-def report_sensitivity(material: Material, samples: Calibration, folder: Path) -> dict[str, Any] | None:
+def report_sensitivity(material: Material, samples: NDArray[Any], folder: Path) -> dict[str, Any] | None:
     """Writes ``sensitivity.{json,md,svg}`` into ``folder``; None, and no file, where the graph has no layers.
 
     Args:
-        samples: real ones that did not calibrate.
+        samples: ``(n, *shape)`` real ones that did not calibrate.
     """
     assignable = Assignable.of(material)
     if not assignable.layers:
         return None
-    found = find_sensitivity(assignable, material.source.input.name, samples.inputs)
+    found = find_sensitivity(assignable, material.source.input.name, samples)
     record = {**found.to_dict(), "enough_db": ENOUGH_DB}
     write_json(folder / f"{NAME}.json", record)
     write_text(folder / f"{NAME}.md", sensitivity_markdown(record))

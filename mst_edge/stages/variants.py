@@ -16,7 +16,8 @@ from mst_edge.recipe import Recipe
 from mst_edge.run_folder import RunFolder
 from mst_edge.stages.data import Data, save_evaluation
 from mst_edge.stages.distill import save_predictions
-from mst_edge.stages.mixed import search_for
+from mst_edge.stages.goals import goals_of
+from mst_edge.stages.mixed import Judge, search_for
 from mst_edge.stages.qat import teaching
 from mst_edge.stages.sensitivity import report_sensitivity
 from quantize.api import make_variants
@@ -59,16 +60,17 @@ def run_variants(
     )
     judged = choose(data.dataset, data.splits["val"], said.mixed.samples, recipe.seed)
     samples = _keep(run.variants / TUNING, data, student, judged)
+    judge = Judge(samples, goals_of(recipe), recipe.measure.threads)
 
     def search(target: str) -> Search:
-        return search_for(recipe, material.source, samples, target, run.variants / SEARCH / target, say)
+        return search_for(material.source, judge, said.mixed, target, run.variants / SEARCH / target, say)
 
     made, skipped = make_variants(material, said.schemes, run.variants, dict.fromkeys(recipe.targets, search))
     record = {
         "variants": [variant_row(variant) for variant in [material.source, *made]],
         "skipped": skipped,
         "calibration_samples": len(ids),
-        "sensitivity": report_sensitivity(material, samples, run.variants) if said.sensitivity else None,
+        "sensitivity": report_sensitivity(material, samples.inputs, run.variants) if said.sensitivity else None,
     }
     run.finish_stage(STAGE, record)
     return record

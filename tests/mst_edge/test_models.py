@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 from apps.runtime import Bundle
 from mst_edge.cli.app import app
 from mst_edge.core.errors import UserError
+from mst_edge.recipe import MixedSection
 from mst_edge.stages import profile
 from quantize.variant import load_variant
 from targets import measure
@@ -112,6 +113,47 @@ def test_without_labels_drift_decides_and_the_bundle_answers(place, tmp_path):
     assert call("report", tmp_path / "o").exit_code != 0
 
 
+@pytest.mark.parametrize("samples", ["labelled", "plain"])
+def test_mixed_precision_is_searched_for_with_the_samples_that_calibrate(place, tmp_path, monkeypatch, samples):
+    monkeypatch.setattr("mst_edge.stages.foreign.MixedSection", lambda: MixedSection(trials=2, minutes=1))
+    done = call(
+        "deploy",
+        place / "net.onnx",
+        "--target",
+        "cpu",
+        "--calibration",
+        place / samples,
+        "--scheme",
+        "int8-mixed",
+        "--out",
+        tmp_path / "o",
+    )
+    assert done.exit_code == 0, done.output
+    record = json.loads((tmp_path / "o" / "variants" / "search" / "cpu" / "search.json").read_text())
+    assert record["ended"].startswith("the trials are spent")
+    # With labels, a tenth of which is wrong, the float model's own accuracy is where losses start; without them, 1.
+    numbers = json.loads((tmp_path / "o" / "variants" / "calibration" / "calibration.json").read_text())["numbers"]
+    exact = np.mean(np.array(numbers) % 10 != 0) if samples == "labelled" else 1.0
+    for build in (build for trial in record["trials"] for build in trial["builds"]):
+        assert build["value"] + build["loss"] == pytest.approx(exact)
+    result = json.loads((tmp_path / "o" / "result.json").read_text())
+    assert {row["variant"] for row in result["targets"][0]["builds"]} == {"fp32", "mixed-cpu"}
+
+
+def test_int8_says_which_layers_it_harms_and_they_can_be_left_out(place, tmp_path):
+    done = call("quantize", place / "net.onnx", "--calibration", place / "plain", "--out", tmp_path / "a", "--json")
+    found = json.loads(done.stdout)["sensitivity"]
+    assert (tmp_path / "a" / "variants" / "sensitivity.md").is_file()
+    worst = found["layers"][0]["name"]
+    arguments = ["quantize", place / "net.onnx", "--calibration", place / "plain", "--scheme", "int8-static"]
+    assert call(*arguments, "--exclude", worst, "--out", tmp_path / "b").exit_code == 0
+    assert load_variant(tmp_path / "b" / "variants" / "int8").facts["exclude"] == [worst]
+    refused = mst_edge(*arguments, "--exclude", "nothing", "--out", tmp_path / "c")
+    assert refused.code == 2
+    assert f"unknown layer 'nothing'; Known: {min(row['name'] for row in found['layers'])}" in refused.err
+    assert not (tmp_path / "c").exists()
+
+
 def test_random_samples_are_marked_everywhere_and_never_pass(place, tmp_path):
     done = call(
         "deploy",
@@ -203,7 +245,7 @@ def test_what_is_wrong_is_one_line_and_leaves_nothing(place, tmp_path):
         (["quantize", tmp_path / "none.onnx"], "none.onnx: no such file"),
         (["quantize", net, "--calibration", plain, "--scheme", "int8"], "unknown scheme 'int8'; did you mean"),
         (["quantize", net, "--calibration", plain, "--scheme", "int8-qat"], "int8-qat takes a run, not an"),
-        (["quantize", net, "--calibration", plain, "--scheme", "int8-mixed"], "int8-mixed takes a run, not an"),
+        (["quantize", net, "--calibration", plain, "--scheme", "int8-mixed"], "int8-mixed measures on a target; take"),
         (["quantize", net, "--calibration", plain, "--shape", "x=a,3"], "--shape: expected NAME=1,3,224,224"),
         (["quantize", plain], "neither a run with variants nor an ONNX file"),
         (["deploy", net, "--target", "cpuu", "--calibration", plain], "unknown target 'cpuu'"),
