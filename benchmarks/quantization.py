@@ -126,8 +126,10 @@ def chosen_row(title: str, result: Mapping[str, Any]) -> str:
     chosen = rows[target["chosen"]]
     taught = [row["accuracy"]["value"] for row in rows.values() if row["variant"] == "int8-qad"]
     base = min(_p50(row) for row in rows.values() if row["precision"] == "fp32")
-    kept = (f"{value / target['fp32_accuracy']:.2%}" for value in (chosen["accuracy"]["value"], max(taught)))
-    held, recovered = kept
+    held, recovered = (
+        f"{max(values) / target['fp32_accuracy']:.2%}" if values else "-"
+        for values in ([chosen["accuracy"]["value"]], taught)
+    )
     return f"| {title} | `{chosen['id']}` | {held} | {base / _p50(chosen):.2f} | {recovered} |"
 
 

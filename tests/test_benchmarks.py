@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import re
 
 import pytest
 import torch
 
+from benchmarks import quantization
 from benchmarks.distill_speed import Ours, Plain, Plan, TakesTurns, main, make_store
 from benchmarks.plain_mst import PlainMst
 from distill.lab import OptimizerChoice, freeze
 from distill.masks import SpecialisedTeacher
 from distill.methods.base import METHODS
 from distill.mst_options import PAPER, MstOptions
-from distill.networks.registry import NetworkChoice
+from distill.networks.registry import NETWORKS, NetworkChoice
 from distill.tasks import Classification
+from mst_edge.recipe import find_recipe, load_recipe
 from tests.distill.test_training import make_lab, store  # noqa: F401
 
 SMALL = {
@@ -143,3 +146,25 @@ def _same_masks(method, teachers, plain) -> list[SpecialisedTeacher]:
         assert (own.name, own.layer) == (other.name, other.layer)
         own.mask.load_state_dict(other.mask.state_dict())
     return specialised
+
+
+def test_the_table_of_schemes_has_a_row_per_build_and_marks_the_chosen_one(finished_run):
+    result = json.loads((finished_run / "result.json").read_text(encoding="utf-8"))
+    (target,) = result["targets"]
+    rows = list(quantization.table("A student", result))
+    assert rows[0].startswith("**A student**: accuracy ")
+    assert len(rows) == 4 + len(target["builds"]) + len(target["skipped"]) + len(result["skipped_schemes"])
+    assert sum(f"**`{target['chosen']}`**" in row for row in rows) == 1
+    assert {row.count("|") for row in rows[2:]} == {8}
+    fp32 = min(b["measurement"]["latency"]["p50_ms"] for b in target["builds"] if b["precision"] == "fp32")
+    int8 = next(b for b in target["builds"] if b["id"] == "onnxruntime-int8")
+    (row,) = [row for row in rows if "`onnxruntime-int8`" in row]
+    assert row.split("|")[-2].strip() == f"{int8['measurement']['latency']['p50_ms'] / fp32:.2f}"
+    assert quantization.chosen_row("A student", result).endswith("| - |")
+
+
+def test_every_student_of_the_benchmark_is_a_sound_recipe(tmp_path):
+    for contender in quantization.STUDENTS.values():
+        settings = [setting.replace("{out}", str(tmp_path)) for setting in contender.settings]
+        recipe = load_recipe(find_recipe(contender.recipe), settings)
+        assert NETWORKS.get(recipe.student.network)
