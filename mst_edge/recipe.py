@@ -123,7 +123,7 @@ class CalibrationSection(Section):
     """Which samples set the int8 ranges, and how."""
 
     samples: Count = 256
-    calibrator: Literal["minmax", "percentile", "entropy", "mse"] = "minmax"
+    calibrator: Literal["auto", "minmax", "percentile", "entropy", "mse"] = "auto"
 
 
 class QatSection(Section):

@@ -24,7 +24,7 @@ from mst_edge.core.rows import npy_rows
 from mst_edge.core.scoring import Predictions, collect, scoring_of
 from quantize.calibration import FOLDER, Calibration, save_calibration
 from quantize.foreign import ForeignModel, Shapes, read_model
-from quantize.ranges import Calibrator
+from quantize.ranges import CalibratorChoice
 from quantize.samples import Samples, meaning, random_samples, read_samples, split_samples
 from quantize.schemes.base import SCHEMES, Material, UnfitError
 from quantize.variant import Variant
@@ -60,7 +60,7 @@ class PreparedModel:
     truth: NDArray[Any] | None
     said: dict[str, Any]
 
-    def material(self, calibrator: Calibrator = "minmax", exclude: Sequence[str] = ()) -> Material:
+    def material(self, calibrator: CalibratorChoice = "auto", exclude: Sequence[str] = ()) -> Material:
         """What schemes work from."""
         return Material(self.source, self.calibration, calibrator, tuple(exclude))
 

@@ -39,7 +39,7 @@ class Assignable:
     scope: Scope = "all"
 
     @classmethod
-    def of(cls, material: Material, *, symmetric: bool = False) -> Assignable:
+    def of(cls, material: Material, calibrator: Calibrator = "minmax", *, symmetric: bool = False) -> Assignable:
         """Calibrates.
 
         Raises:
@@ -47,11 +47,9 @@ class Assignable:
         """
         model = material.model()
         source, kept = material.source, material.kept(model)
-        ranges = find_ranges(
-            model, source.input.name, material.calibration, material.calibrator, skip=source.float_nodes
-        )
+        ranges = find_ranges(model, source.input.name, material.calibration, calibrator, skip=source.float_nodes)
         layers = tuple(layer for layer in material.layers(model) if layer.nodes[0] not in kept)
-        return cls(model, layers, ranges, kept, material.calibrator, needs_reduced_range(), symmetric)
+        return cls(model, layers, ranges, kept, calibrator, needs_reduced_range(), symmetric)
 
     def write(self, out: Path, in_float: Collection[str] = ()) -> None:
         """Writes the graph in int8 to ``out``, the layers named ``in_float`` left as they are."""

@@ -14,10 +14,11 @@ from typing import Any
 from mst_edge.core.files import atomic_path, read_json, write_json
 from quantize.assignment import SCOPES, Assignable, Scope
 from quantize.calibration import Calibration
+from quantize.choice import best_calibrator, by_calibrator, closeness_db
 from quantize.layers import Layer
-from quantize.ranges import CALIBRATORS, Calibrator
+from quantize.ranges import Calibrator
 from quantize.schemes.base import Material
-from quantize.sensitivity import find_sensitivity, output_sqnr_db
+from quantize.sensitivity import find_sensitivity
 
 # A change of precision that is not this much faster may be the machine's mood.
 _WORTH = 0.97
@@ -145,21 +146,18 @@ class _Desk:
         self._best_kept = ""
 
     @cached_property
-    def _by_calibrator(self) -> dict[str, Assignable]:
-        return {name: Assignable.of(replace(self._material, calibrator=name)) for name in CALIBRATORS}
+    def _by_calibrator(self) -> dict[Calibrator, Assignable]:
+        return by_calibrator(self._material)
 
     @cached_property
-    def closeness_db(self) -> dict[str, float]:
+    def closeness_db(self) -> dict[Calibrator, float]:
         """SQNR of the network's output in int8, by calibrator."""
-        samples, name = self._search.samples.inputs, self._material.source.input.name
-        return {key: output_sqnr_db(one, name, samples) for key, one in self._by_calibrator.items()}
+        return closeness_db(self._by_calibrator, self._material.source.input.name, self._search.samples.inputs)
 
-    @cached_property
+    @property
     def calibrator(self) -> Calibrator:
         """The one that fits best; the recipe's own where it is as good."""
-        best = max(self.closeness_db.values())
-        own = self._material.calibrator
-        return own if self.closeness_db[own] > best - 0.1 else max(CALIBRATORS, key=lambda c: self.closeness_db[c])
+        return best_calibrator(self.closeness_db)
 
     @cached_property
     def ranked(self) -> list[str]:

@@ -10,7 +10,7 @@ import contextlib
 import io
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import numpy as np
 import onnx
@@ -21,7 +21,7 @@ from quantize.calibration import Calibration
 from quantize.variant import ROUNDS_WEIGHTS
 
 Calibrator = Literal["minmax", "percentile", "entropy", "mse"]
-CALIBRATORS: tuple[Calibrator, ...] = get_args(Calibrator)
+CalibratorChoice = Literal["auto", Calibrator]
 _BINS = 2048
 _PERCENTILE = 99.99
 _QUANTIZED_BINS = 128  # of the entropy method: TensorRT's choice for int8

@@ -23,7 +23,7 @@ from distill.networks.registry import NETWORKS, NetworkChoice, build_model
 from distill.tokens import TokenShape
 from mst_edge.capabilities import markdown
 from mst_edge.recipe import Recipe, load_recipe
-from quantize.ranges import Calibrator
+from quantize.ranges import CalibratorChoice
 from quantize.schemes.base import SCHEMES
 from tests.conftest import ROOT
 
@@ -145,7 +145,7 @@ def test_the_table_of_schemes_is_what_the_code_says():
     assert made
     assert made[1] == markdown()
     assert all(f"| `{name}` |" in made[1] for name in SCHEMES.names())
-    assert all(f"| `{name}` |" in page for name in get_args(Calibrator))
+    assert all(f"| `{name}` |" in page for name in get_args(CalibratorChoice))
 
 
 def test_the_python_on_the_page_of_quantization_runs_as_written(tmp_path):

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from mst_edge.core.files import write_json, write_text
 from mst_edge.report import svg
 from mst_edge.report.layers import sensitivity_chart, sensitivity_markdown
-from quantize.assignment import Assignable
+from quantize.choice import calibrated
 from quantize.schemes.base import Material
 from quantize.sensitivity import ENOUGH_DB, find_sensitivity
 
@@ -23,7 +23,7 @@ def report_sensitivity(material: Material, samples: NDArray[Any], folder: Path) 
     Args:
         samples: ``(n, *shape)`` real ones that did not calibrate.
     """
-    assignable = Assignable.of(material)
+    assignable = calibrated(material)
     if not assignable.layers:
         return None
     found = find_sensitivity(assignable, material.source.input.name, samples)

@@ -18,7 +18,7 @@ from mst_edge.core.registry import Registry
 from quantize.calibration import Calibration
 from quantize.layers import Layer, layers_of, nodes_of
 from quantize.qdq import in_float, require_float
-from quantize.ranges import Calibrator
+from quantize.ranges import CalibratorChoice
 from quantize.variant import MODEL, Variant
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ class Material:
     Attributes:
         source: the fp32 variant.
         calibration: real samples, or loudly marked random ones.
-        calibrator: how ONNX Runtime's static scheme turns what it sees into ranges.
+        calibrator: how ONNX Runtime's static scheme turns what it sees into ranges; ``auto`` tries.
         exclude: names of layers that stay in float.
         student: the torch student, in float, that the graph was exported from; None where there is only a graph.
         teach: trains the student further, from who has its data; None where there is none.
@@ -47,7 +47,7 @@ class Material:
 
     source: Variant
     calibration: Calibration
-    calibrator: Calibrator = "minmax"
+    calibrator: CalibratorChoice = "minmax"
     exclude: tuple[str, ...] = ()
     student: Student | None = None
     teach: Teach | None = None

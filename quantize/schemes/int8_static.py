@@ -6,7 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from quantize.assignment import Assignable
+from quantize.choice import calibrated
 from quantize.layers import WEIGHTED
 from quantize.schemes.base import SCHEMES, Material, Scheme, require_types
 
@@ -28,10 +28,10 @@ class Int8Static(Scheme):
 
     def _write(self, material: Material, out: Path) -> dict[str, Any]:
         require_types(material.model(), WEIGHTED, self.name)
-        assignable = Assignable.of(material, symmetric=self.symmetric)
+        assignable = calibrated(material, symmetric=self.symmetric)
         assignable.write(out)
         return {
-            "calibrator": material.calibrator,
+            "calibrator": assignable.calibrator,
             "reduce_range": assignable.reduce_range,
             "ranges": {name: asdict(found) for name, found in assignable.ranges.items()},
         }
