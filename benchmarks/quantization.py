@@ -22,7 +22,7 @@ from mst_edge.recipe import Recipe, find_recipe, load_recipe
 from mst_edge.run_folder import open_run
 
 SCHEMES = "[fp16, int8-dynamic, int8-static, int8-nncf, int8-mixed, int8-qad, int8-weights, int4-weights]"
-_COMMON = (f"quantize.schemes={SCHEMES}", "quantize.mixed={trials: 40, minutes: 5}", "quantize.qat={epochs: 4}")
+_COMMON = (f"quantize.schemes={SCHEMES}", "quantize.mixed={trials: 30, minutes: 3}", "quantize.qat={epochs: 4}")
 _AVMNIST = (
     "dataset.options.pairs=10000",
     "modalities={}",
