@@ -23,7 +23,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,6 +38,7 @@ from mst_edge.core.files import require_unused, write_json
 from mst_edge.core.machine import this_machine
 from mst_edge.core.provenance import provenance
 from mst_edge.core.scoring import Predictions, Scoring, scoring_of
+from mst_edge.core.stats import Interval
 from mst_edge.recipe import QuantizeSection, Recipe, load_recipe
 from mst_edge.run_folder import RunFolder
 from mst_edge.stages.deploy import PARITY_LIMITS
@@ -49,7 +50,7 @@ from quantize.in_torch import Features, InTorch, fold_weights
 from quantize.schemes.base import SCHEMES, Material, UnfitError
 from quantize.variant import MODEL, Variant, load_variant
 from targets.gate import Candidate, Goals, compare_accuracy, judge
-from targets.measure import Measurement, Protocol, measure
+from targets.measure import Measurement, Protocol, measure, speedup
 from targets.spec import Build
 from targets.target import Skipped, get_target
 
@@ -282,9 +283,10 @@ def compare(student: Student, ours: Made, peers: Sequence[Made], protocol: Proto
     candidates = {build.id: _candidate(student, build, *measured[build.id]) for build in builds}
     verdicts = judge([candidates[build.id] for build in ours.builds], goals)
     pick = next(verdict.build_id for verdict in verdicts if verdict.chosen)
-    rows = [_row(candidates[pick], ours, goals)]
+    best = candidates[pick]
+    rows = [_row(best, ours, goals, best)]
     for peer in peers:
-        rows += [_row(candidates[build.id], peer, goals) for build in peer.builds]
+        rows += [_row(candidates[build.id], peer, goals, best) for build in peer.builds]
     return {
         "student": student.recipe.name,
         "network": student.recipe.student.network,
@@ -296,7 +298,7 @@ def compare(student: Student, ours: Made, peers: Sequence[Made], protocol: Proto
         "pick_measured_s": seconds,
         "rows": rows,
         "without": [{"tool": peer.tool, "reason": peer.reason} for peer in peers if peer.reason],
-        "ours": [_row(candidates[build.id], ours, goals) for build in ours.builds],
+        "ours": [_row(candidates[build.id], ours, goals, best) for build in ours.builds],
     }
 
 
@@ -309,7 +311,8 @@ def _candidate(student: Student, build: Build, measurement: Measurement, said: P
     return Candidate(build, measurement, accuracy, drift, parity, PARITY_LIMITS[build.precision])
 
 
-def _row(candidate: Candidate, made: Made, goals: Goals) -> dict[str, Any]:
+def _row(candidate: Candidate, made: Made, goals: Goals, pick: Candidate) -> dict[str, Any]:
+    latency, picked = candidate.measurement.latency, pick.measurement.latency
     (verdict,) = judge([replace(candidate, parity=0.0)], goals)  # of peers, accuracy alone is asked
     assert candidate.accuracy is not None  # runs have labels
     return {
@@ -318,9 +321,10 @@ def _row(candidate: Candidate, made: Made, goals: Goals) -> dict[str, Any]:
         "build": candidate.build.id,
         "accuracy": candidate.accuracy.value,
         "drop": [candidate.accuracy.drop.estimate, candidate.accuracy.drop.low, candidate.accuracy.drop.high],
-        "p50_ms": candidate.measurement.latency.p50_ms,
-        "p90_ms": candidate.measurement.latency.p90_ms,
-        "noise": candidate.measurement.latency.noise,
+        "p50_ms": latency.p50_ms,
+        "p90_ms": latency.p90_ms,
+        "times_as_fast_as_pick": {f"p{rank}": asdict(speedup(latency, picked, rank)) for rank in (50, 90)},
+        "noise": latency.noise,
         "size_bytes": candidate.measurement.size_bytes,
         "seconds": made.seconds,
         "within_goal": verdict.passed,
@@ -329,7 +333,7 @@ def _row(candidate: Candidate, made: Made, goals: Goals) -> dict[str, Any]:
 
 def table(record: Mapping[str, Any]) -> Iterator[str]:
     """Markdown, and who is the fastest within the accuracy goal."""
-    pick, *peers = record["rows"]
+    peers = record["rows"][1:]
     title = f"{record['student']} ({record['network']}), {record['samples']} test samples, fp32 {record['fp32']:.2%}"
     yield f"| {title} | build | {record['metric']} | drop, points (95 %) | p50 ms | p90 ms | MB | made in s | in goal |"
     yield "|---|---|---:|---:|---:|---:|---:|---:|---|"
@@ -353,18 +357,26 @@ def table(record: Mapping[str, Any]) -> Iterator[str]:
     yield f"\nOur pick took {seconds:.0f} s more, in which {builds} builds were measured."
     if record["pick_from_run"]:
         yield "It was made by the run; the time that this took is not in the table."
-    faster = 0
-    for row in peers:
-        gains = {key: pick[key] / row[key] for key in ("p50_ms", "p90_ms")}
-        if row["within_goal"] and max(gains.values()) > 1:
-            faster += 1
-            said = ", ".join(f"{gain:.2f} x at {key.removesuffix('_ms')}" for key, gain in gains.items())
-            yield f"{row['tool']} ({row['build']}) against our pick: speed {said}."
-    if not faster:
-        yield "No peer that holds the accuracy goal is faster than our pick, at p50 or p90."
+    yield from _against_pick(peers)
     noisy = [f"{row['build']}: {row['noise']}" for row in record["rows"] if row["noise"]]
     if noisy:
         yield f"Noise: {'; '.join(noisy)}."
+
+
+def _against_pick(peers: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """Peers that hold the goal and may be faster than our pick, and whether beyond noise (95 % intervals)."""
+    faster = False
+    for row in peers:
+        gains = {rank: Interval(**said) for rank, said in row["times_as_fast_as_pick"].items()}
+        if row["within_goal"] and max(gain.estimate for gain in gains.values()) > 1:
+            beyond = any(gain.above_one for gain in gains.values())
+            faster = faster or beyond
+            said = ", ".join(
+                f"{gain.estimate:.2f} x at {rank} ({gain.low:.2f} to {gain.high:.2f})" for rank, gain in gains.items()
+            )
+            yield f"{row['tool']} ({row['build']}) against our pick: speed {said}{'' if beyond else ': within noise'}."
+    if not faster:
+        yield "No peer that holds the accuracy goal is faster than our pick beyond noise, at p50 or p90."
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from mst_edge.core.drift import Drift
 from mst_edge.core.scoring import Scoring
 from mst_edge.core.stats import Interval
-from targets.measure import Measurement
+from targets.measure import Measurement, speedup
 from targets.spec import Build
 
 
@@ -60,7 +60,8 @@ class Goals:
 
     Attributes:
         max_size_mb, max_memory_mb: of the model files, and of the process at its peak.
-        min_int8_speedup: an integer build must be this much faster at p90 than the best float build.
+        min_int8_speedup: an integer build must be this many times as fast at p90 as the best float build, and faster
+            beyond noise unless this is below 1.
     """
 
     accuracy: AccuracyGoal = field(default_factory=AccuracyGoal)
@@ -203,10 +204,10 @@ def drift_shortfall(drift: Drift, goal: DriftGoal) -> float:
 def judge(candidates: Sequence[Candidate], goals: Goals) -> list[Verdict]:
     """One verdict per candidate, in their order; at most one is ``chosen``.
 
-    The fastest build at p90 that satisfies every goal wins; an integer build only if it is enough faster
-    than the fastest float build that satisfies them. If no build does, the one that misses the fewest
-    goals is chosen (the more accurate, then the faster, of equals) with ``passed`` false, so that there
-    is always something to look at.
+    The fastest build at p90 that satisfies every goal wins, and says so where others are within noise of it; an
+    integer build only if it is enough faster than the fastest float build that satisfies them. If no build does,
+    the one that misses the fewest goals is chosen (the more accurate, then the faster, of equals) with ``passed``
+    false, so that there is always something to look at.
     """
     checks = {c.build.id: tuple(_checks(c, goals)) for c in candidates}
     passing = [c for c in candidates if all(check.passed for check in checks[c.build.id])]
@@ -225,15 +226,31 @@ def judge(candidates: Sequence[Candidate], goals: Goals) -> list[Verdict]:
         if failed:
             reason = "; ".join(f"{check.goal}: {check.text}" for check in failed)
         elif c is winner:
-            reason = "the fastest build that satisfies every goal"
+            reason = _why_chosen(c, [other for other in passing if other.build.id not in too_slow])
         else:
-            reason = too_slow.get(c.build.id) or f"satisfies every goal, {_times_slower(c, winner)}"
+            reason = too_slow.get(c.build.id) or f"satisfies every goal, {_against(c, winner)}"
         verdicts.append(Verdict(c.build.id, not failed, c is winner, checks[c.build.id], reason))
     return verdicts
 
 
 def _fastest(candidates: Sequence[Candidate]) -> Candidate | None:
-    return min(candidates, key=lambda c: c.measurement.latency.p90_ms, default=None)
+    """The one that the fewest others beat beyond noise, of these the fastest at p90."""
+
+    def key(one: Candidate) -> tuple[int, float]:
+        beaten = sum(_speedup(other, one).above_one for other in candidates if other is not one)
+        return beaten, one.measurement.latency.p90_ms
+
+    return min(candidates, key=key, default=None)
+
+
+def _speedup(ours: Candidate, theirs: Candidate) -> Interval:
+    return speedup(ours.measurement.latency, theirs.measurement.latency)
+
+
+def _why_chosen(winner: Candidate, eligible: Sequence[Candidate]) -> str:
+    close = [c.build.id for c in eligible if c is not winner and not _speedup(winner, c).above_one]
+    beside = f"; within noise of it: {', '.join(close)}" if close else ""
+    return f"the fastest build that satisfies every goal{beside}"
 
 
 def _badness(candidate: Candidate, checks: Sequence[Check]) -> tuple[float, ...]:
@@ -245,17 +262,24 @@ def _badness(candidate: Candidate, checks: Sequence[Check]) -> tuple[float, ...]
 
 def _too_little_gain(candidate: Candidate, best_float: Candidate, wanted: float) -> str:
     """Why an integer build is not worth its risk; empty for a float build or one that is fast enough."""
-    speedup = best_float.measurement.latency.p90_ms / candidate.measurement.latency.p90_ms
-    if candidate.build.is_float or speedup >= wanted:
+    gain = _speedup(candidate, best_float)
+    if candidate.build.is_float or (gain.estimate >= wanted and gain.low >= min(wanted, 1)):
         return ""
-    return f"only {speedup:.2f} x the speed of {best_float.build.id} at p90, {wanted:g} x asked of an int8 build"
+    asked = f"{wanted:g} x asked of an int8 build"
+    if gain.estimate < wanted:
+        return f"only {_times(gain)} the speed of {best_float.build.id} at p90, {asked}"
+    return f"{_times(gain)} the speed of {best_float.build.id} at p90: within noise, {asked}"
 
 
-def _times_slower(candidate: Candidate, winner: Candidate | None) -> str:
+def _against(candidate: Candidate, winner: Candidate | None) -> str:
     if winner is None:
         return ""
-    ratio = candidate.measurement.latency.p90_ms / winner.measurement.latency.p90_ms
-    return f"{ratio:.2f} x the p90 of {winner.build.id}"
+    ratio = _speedup(winner, candidate)
+    return f"{_times(ratio)} the p90 of {winner.build.id}{'' if ratio.above_one else ': within noise'}"
+
+
+def _times(ratio: Interval) -> str:
+    return f"{ratio.estimate:.2f} x ({ratio.low:.2f} to {ratio.high:.2f})"
 
 
 def _checks(candidate: Candidate, goals: Goals) -> list[Check]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import subprocess
 import sys
 import tempfile
@@ -14,12 +15,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from mst_edge.core.scoring import OutputSpec, Predictions
-from mst_edge.core.stats import percentiles
+from mst_edge.core.stats import Interval, paired_ratio, percentiles
 from targets.spec import Build
 
-_ROUNDS = 10
+# So many that one stray round widens no interval of ``paired_ratio``: of its 78 averages that round is in 12, and 13 on
+# either side lie outside the interval.
+ROUNDS = 12
 # Above these the machine is too busy for small differences to mean anything.
 _NOISY_TAIL, _NOISY_ROUNDS = 1.5, 0.15
 
@@ -29,8 +33,8 @@ class Protocol:
     """How long to measure.
 
     Attributes:
-        min_runs, min_seconds: both must be reached for every build.
-        max_seconds: stops a slow build.
+        min_runs, min_seconds: both are reached for every build.
+        max_seconds: stops a slow build before ``min_runs``, after one run per round at the soonest.
     """
 
     name: str = "quick"
@@ -44,7 +48,11 @@ QUICK = Protocol()
 
 @dataclass(frozen=True)
 class Latency:
-    """Latency of one inference in ms: batch 1, host arrays in and out, preprocessing inside the graph."""
+    """Latency of one inference in ms: batch 1, host arrays in and out, preprocessing inside the graph.
+
+    Attributes:
+        rounds_p50_ms, rounds_p90_ms: of each round; builds that were measured together have the same rounds.
+    """
 
     p50_ms: float
     p90_ms: float
@@ -55,6 +63,8 @@ class Latency:
     threads: int
     protocol: str
     noise: str = ""
+    rounds_p50_ms: tuple[float, ...] = ()
+    rounds_p90_ms: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -71,6 +81,12 @@ class Measurement:
     def to_dict(self) -> dict[str, Any]:
         """JSON form."""
         return asdict(self)
+
+
+def speedup(ours: Latency, theirs: Latency, percentile: int = 90) -> Interval:
+    """How many times as fast ``ours`` is at p50 or p90, with its 95 % interval; both from one ``measure``."""
+    key = f"rounds_p{percentile}_ms"
+    return paired_ratio(getattr(theirs, key), getattr(ours, key))
 
 
 class Worker:
@@ -142,7 +158,8 @@ def measure(
     protocol: Protocol = QUICK,
     progress: Callable[[str], None] = lambda _: None,
 ) -> dict[str, tuple[Measurement, Predictions]]:
-    """Measures builds side by side: rounds alternate between them, so that drift hits all alike.
+    """Measures builds side by side: rounds alternate between them, so that drift hits all alike, and go forth and
+    back, so that a machine that slows down steadily favours none.
 
     Args:
         samples: ``.npy`` file of ``(samples, *input)`` real inputs; all are predicted, some are timed.
@@ -174,34 +191,34 @@ def _predict(worker: Worker, output: OutputSpec, scratch: Path) -> Predictions:
 @dataclass
 class _Timing:
     warmup_runs: int
-    rounds: list[list[float]]
-    peak_memory_mb: float = 0.0
+    rounds: list[NDArray[np.float64]]
+    peak_memory_mb: float
 
 
 def _interleave(workers: list[Worker], protocol: Protocol, progress: Callable[[str], None]) -> dict[str, _Timing]:
-    timings = {worker.build.id: _Timing(worker.ask(do="warm_up")["runs"], []) for worker in workers}
-    runs = {worker.build.id: _runs_per_round(worker, protocol) for worker in workers}
-    for number in range(_ROUNDS):
-        progress(f"latency, round {number + 1} of {_ROUNDS}")
-        for worker in workers:
-            timing = timings[worker.build.id]
+    timings = {}
+    for worker in workers:
+        warm = worker.ask(do="warm_up")
+        timings[worker.build.id] = _Timing(warm["runs"], [], warm["peak_memory_mb"])
+    limits = {
+        "runs": math.ceil(protocol.min_runs / ROUNDS),
+        "seconds": protocol.min_seconds / ROUNDS,
+        "max_seconds": protocol.max_seconds / ROUNDS,
+    }
+    for number in range(ROUNDS):
+        progress(f"latency, round {number + 1} of {ROUNDS}")
+        for worker in workers if number % 2 == 0 else reversed(workers):
             # The first runs after the others had the cores are not counted.
             worker.ask(do="time", runs=3)
-            answer = worker.ask(do="time", runs=runs[worker.build.id])
-            timing.rounds.append(answer["latencies_ms"])
-            timing.peak_memory_mb = answer["peak_memory_mb"]
+            answer = worker.ask(do="time", **limits)
+            timings[worker.build.id].rounds.append(np.array(answer["latencies_ms"]))
     return timings
 
 
-def _runs_per_round(worker: Worker, protocol: Protocol) -> int:
-    typical_s = max(1e-6, float(np.median(worker.ask(do="time", runs=5)["latencies_ms"])) / 1000)
-    wanted = max(protocol.min_runs, protocol.min_seconds / typical_s)
-    return max(1, int(np.ceil(min(wanted, max(protocol.min_runs, protocol.max_seconds / typical_s)) / _ROUNDS)))
-
-
 def _measurement(worker: Worker, timing: _Timing, protocol: Protocol) -> Measurement:
-    latencies = [value for round_ in timing.rounds for value in round_]
+    latencies = np.concatenate(timing.rounds)
     p50, p90, p99 = percentiles(latencies, (50, 90, 99))
+    rounds_p50, rounds_p90 = zip(*(percentiles(round_, (50, 90)) for round_ in timing.rounds), strict=True)
     return Measurement(
         latency=Latency(
             p50_ms=p50,
@@ -212,7 +229,9 @@ def _measurement(worker: Worker, timing: _Timing, protocol: Protocol) -> Measure
             warmup_runs=timing.warmup_runs,
             threads=int(worker.build.options.get("threads", 1)),
             protocol=protocol.name,
-            noise=_noise(timing.rounds, p50, p90),
+            noise=_noise(rounds_p50, p50, p90),
+            rounds_p50_ms=rounds_p50,
+            rounds_p90_ms=rounds_p90,
         ),
         load_ms=worker.facts["load_ms"],
         first_inference_ms=worker.facts["first_inference_ms"],
@@ -222,8 +241,7 @@ def _measurement(worker: Worker, timing: _Timing, protocol: Protocol) -> Measure
     )
 
 
-def _noise(rounds: list[list[float]], p50: float, p90: float) -> str:
-    medians = [float(np.median(round_)) for round_ in rounds]
+def _noise(medians: Sequence[float], p50: float, p90: float) -> str:
     spread = (max(medians) - min(medians)) / p50
     if p90 > _NOISY_TAIL * p50 or spread > _NOISY_ROUNDS:
         return f"noisy: p90 is {p90 / p50:.2f} x p50, medians of rounds differ by {spread:.0%}"

@@ -6,6 +6,7 @@ Imports numpy and the build's runtime only, so that its memory is that of a depl
 from __future__ import annotations
 
 import json
+import math
 import sys
 import time
 import traceback
@@ -58,12 +59,21 @@ def _serve(runner: Any, samples: Any, request: dict[str, Any]) -> dict[str, Any]
         return {}
     inputs = [np.ascontiguousarray(samples[i : i + 1]) for i in range(min(len(samples), 16))]
     if request["do"] == "warm_up":
-        return {"runs": _warm_up(runner, inputs)}
-    latencies = []
-    for run in range(request["runs"]):
-        runner.run(inputs[run % len(inputs)])
+        # Before latencies are kept: they take memory too.
+        return {"runs": _warm_up(runner, inputs), "peak_memory_mb": memory_mb().get("peak", 0.0)}
+    return _time(runner, inputs, request["runs"], request.get("seconds", 0.0), request.get("max_seconds", math.inf))
+
+
+def _time(runner: Any, inputs: list[Any], runs: int, seconds: float, max_seconds: float) -> dict[str, Any]:
+    """Times until both minima are reached, or ``max_seconds``; one run at least."""
+    latencies: list[float] = []
+    begin = time.perf_counter()
+    elapsed = 0.0
+    while not latencies or ((len(latencies) < runs or elapsed < seconds) and elapsed < max_seconds):
+        runner.run(inputs[len(latencies) % len(inputs)])
         latencies.append(runner.last_ms)
-    return {"latencies_ms": latencies, "peak_memory_mb": memory_mb().get("peak", 0.0)}
+        elapsed = time.perf_counter() - begin
+    return {"latencies_ms": latencies, "seconds": elapsed}
 
 
 def _warm_up(runner: Any, inputs: list[Any]) -> int:

@@ -9,7 +9,7 @@ import onnx
 import pytest
 
 from benchmarks.peer_tools import main as by_tool
-from benchmarks.quantize_peers import main
+from benchmarks.quantize_peers import _against_pick, main
 from mst_edge.core.errors import UserError
 from quantize.variant import load_variant
 
@@ -42,6 +42,7 @@ def test_ours_and_peers_are_measured_on_the_same_samples(finished_run, programs,
     assert found["nncf-onnx"]["accuracy"] == pytest.approx(record["fp32"])
     assert (found["nncf-onnx"]["version"], found["nncf-onnx"]["seconds"]) == ("1.0", 2.5)
     assert found["nncf-onnx"]["p50_ms"] > 0
+    assert found["mst-edge"]["times_as_fast_as_pick"]["p90"] == {"estimate": 1.0, "low": 1.0, "high": 1.0}
     assert {entry["tool"]: entry["reason"] for entry in record["without"]} == {
         "olive": "absent: no module named olive",
         "optimum": "failed: boom",
@@ -49,7 +50,7 @@ def test_ours_and_peers_are_measured_on_the_same_samples(finished_run, programs,
     }
     printed = capfd.readouterr().out
     assert printed.count("\n| ") == len(record["rows"]) + 3
-    assert "p90." in printed
+    assert "our pick" in printed
 
 
 def test_a_tool_quantizes_what_it_is_not_told_to_leave(finished_run, tmp_path):
@@ -68,3 +69,21 @@ def test_a_tool_quantizes_what_it_is_not_told_to_leave(finished_run, tmp_path):
 def test_an_unknown_tool_is_refused(finished_run, tmp_path):
     with pytest.raises(UserError, match="--peers: unknown tool 'nnfc-onnx'; did you mean 'nncf-onnx'"):
         main(["--run", str(finished_run), "--out", str(tmp_path / "b"), "--peers=nnfc-onnx"])
+
+
+def peer(name, estimate, low, high, *, within_goal=True):
+    gain = {"estimate": estimate, "low": low, "high": high}
+    gains = {"p50": gain, "p90": gain}
+    return {"tool": name, "build": f"onnxruntime-{name}", "within_goal": within_goal, "times_as_fast_as_pick": gains}
+
+
+def test_a_peer_is_faster_only_beyond_noise_and_within_the_goal():
+    slow, close = peer("slow", 0.5, 0.4, 0.6), peer("close", 1.02, 0.97, 1.06)
+    wrong, fast = peer("wrong", 3.0, 2.9, 3.1, within_goal=False), peer("fast", 1.2, 1.1, 1.3)
+    first, second = _against_pick([slow, close, wrong])
+    assert first.startswith("close (onnxruntime-close) against our pick: speed 1.02 x at p50 (0.97 to 1.06)")
+    assert first.endswith(": within noise.")
+    assert second.startswith("No peer that holds the accuracy goal is faster than our pick beyond noise")
+    (only,) = _against_pick([slow, wrong, fast])
+    assert only.startswith("fast (onnxruntime-fast)")
+    assert "noise" not in only

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.stats import wilcoxon
 
-from mst_edge.core.stats import paired_difference, percentiles, proportion_interval
+from mst_edge.core.stats import paired_difference, paired_ratio, percentiles, proportion_interval
 
 right = st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=200)
 
@@ -57,3 +58,51 @@ def test_percentiles_are_values_that_were_measured(values):
 def test_percentiles_refuses_nothing():
     with pytest.raises(ValueError, match="no values"):
         percentiles([], (50,))
+
+
+@pytest.mark.parametrize("rounds", [6, 10, 15])
+def test_the_interval_of_a_ratio_is_what_wilcoxons_test_does_not_reject(rounds):
+    rng = np.random.default_rng(rounds)
+    ours, theirs = rng.lognormal(0.0, 0.1, rounds), rng.lognormal(0.1, 0.2, rounds)
+    found = paired_ratio(theirs, ours)
+    logs = np.log(theirs / ours)
+    for ratio, inside in (
+        (found.low - 1e-9, False),
+        (found.low + 1e-9, True),
+        (found.high - 1e-9, True),
+        (found.high + 1e-9, False),
+    ):
+        kept = wilcoxon(logs - np.log(ratio), method="exact").pvalue > 0.05
+        assert bool(kept) is inside
+    averages = [(a + b) / 2 for i, a in enumerate(logs) for b in logs[i:]]
+    assert found.estimate == pytest.approx(np.exp(np.median(averages)))
+    assert found.low <= found.estimate <= found.high
+
+
+def test_two_equals_differ_beyond_noise_no_more_often_than_one_time_in_twenty():
+    rng = np.random.default_rng(0)
+    told = 0
+    for _ in range(2000):
+        drift = np.cumsum(rng.normal(0, 0.2, 10))  # a machine that wanders by half its speed
+        ours, theirs = (np.exp(drift + 0.02 * rng.standard_t(2, 10)) for _ in range(2))  # and that stumbles
+        found = paired_ratio(theirs, ours)
+        told += not found.low <= 1 <= found.high
+    assert 0.03 < told / 2000 < 0.065
+
+
+def test_a_small_gain_is_seen_through_drift_and_one_stray_round():
+    rng = np.random.default_rng(1)
+    drift = np.exp(np.linspace(0, 1, 12))
+    ours, theirs = drift * rng.normal(1.0, 0.005, 12), 1.05 * drift * rng.normal(1.0, 0.005, 12)
+    theirs[4] *= 3
+    found = paired_ratio(theirs, ours)
+    assert found.above_one
+    assert found.low < 1.05 < found.high
+    assert found.high < 1.1
+
+
+def test_few_rounds_know_nothing():
+    found = paired_ratio([2.0] * 5, [1.0] * 5)
+    assert (found.estimate, found.low, found.high) == (pytest.approx(2.0), 0.0, np.inf)
+    with pytest.raises(ValueError, match="two equal, non-empty vectors"):
+        paired_ratio([1.0], [])

@@ -29,10 +29,21 @@ from targets.spec import Build
 
 
 def candidate(
-    name: str, p90_ms: float, accuracy: float = 0.80, *, drop: float = 0.0, parity: float = 0.0, size_mb=1.0, high=None
+    name: str,
+    p90_ms: float,
+    accuracy: float = 0.80,
+    *,
+    drop: float = 0.0,
+    parity: float = 0.0,
+    size_mb=1.0,
+    high=None,
+    noise=0.0,
 ):
+    """A build; ``noise`` is what its rounds differ by, as a share, of any two neighbours one up and one down."""
     precision = name.rsplit("-", maxsplit=1)[-1]
     latency = Latency(p90_ms * 0.9, p90_ms, p90_ms * 1.2, p90_ms, 100, 20, 1, "quick")
+    rounds = tuple(p90_ms * (1 + noise * (-1) ** number) for number in range(10))
+    latency = replace(latency, rounds_p50_ms=tuple(0.9 * value for value in rounds), rounds_p90_ms=rounds)
     interval = Interval(drop, drop - 0.01, drop + 0.01 if high is None else high)
     return Candidate(
         Build(name, "cpu", name.split("-", maxsplit=1)[0], precision, precision, Path("x"), "m"),
@@ -75,7 +86,35 @@ def test_int8_must_be_worth_it(int8_ms, winner):
 def test_int8_that_is_not_worth_it_says_so():
     verdict = judge([candidate("ort-fp32", 1.0), candidate("ort-int8", 0.95)], Goals())[1]
     assert verdict.passed
-    assert verdict.reason == "only 1.05 x the speed of ort-fp32 at p90, 1.1 x asked of an int8 build"
+    said = "only 1.05 x (1.05 to 1.05) the speed of ort-fp32 at p90, 1.1 x asked of an int8 build"
+    assert verdict.reason == said
+
+
+def test_int8_whose_gain_is_within_noise_is_not_worth_it():
+    noisy = candidate("ort-int8", 0.85, noise=0.25)
+    verdicts = judge([candidate("ort-fp32", 1.0), noisy], Goals())
+    assert verdicts[0].chosen
+    assert "at p90: within noise, 1.1 x asked of an int8 build" in verdicts[1].reason
+    assert chosen([candidate("ort-fp32", 1.0), noisy], Goals(min_int8_speedup=0.5)).build_id == "ort-int8"
+
+
+def test_the_fastest_says_who_is_within_noise_of_it():
+    found = [candidate("ort-fp32", 1.0), candidate("ov-fp32", 1.05, noise=0.2), candidate("ov-bf16", 2.0, noise=0.2)]
+    first, close, slow = judge(found, Goals())
+    assert first.reason == "the fastest build that satisfies every goal; within noise of it: ov-fp32"
+    assert close.reason.endswith("the p90 of ort-fp32: within noise")
+    assert slow.reason.endswith("the p90 of ort-fp32")
+    alone, _ = judge([candidate("ort-fp32", 1.0), candidate("ov-fp32", 1.05)], Goals())
+    assert alone.reason == "the fastest build that satisfies every goal"
+
+
+def test_a_build_that_another_beats_in_every_round_does_not_win_by_one_good_tail():
+    lucky = candidate("ort-fp32", 1.0)
+    steady = candidate("ov-fp32", 0.9)
+    lucky = replace(
+        lucky, measurement=replace(lucky.measurement, latency=replace(lucky.measurement.latency, p90_ms=0.8))
+    )
+    assert chosen([lucky, steady]).build_id == "ov-fp32"
 
 
 def test_int8_is_compared_with_the_best_float_build_not_with_its_own_runtimes():

@@ -8,18 +8,21 @@ import signal
 import subprocess
 import sys
 import zipfile
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from apps.runtime import Bundle
+from mst_edge.core.scoring import Predictions
 from quantize.export import export_student
-from targets.measure import Protocol, Worker, _noise, measure
+from targets import measure as module
+from targets.measure import ROUNDS, Protocol, Worker, _noise, measure, speedup
 from targets.pack import PackedBuild, pack
 from targets.target import get_target
 from tests.quantize.test_export_and_int8 import FACTS, make_student, raw_samples
 
-SHORT = Protocol("short", min_runs=20, min_seconds=0.01, max_seconds=1.0)
+SHORT = Protocol("short", min_runs=20, min_seconds=0.01, max_seconds=60.0)
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +46,8 @@ def test_builds_are_measured_side_by_side_in_processes_of_their_own(built):
         assert 0 < latency.p50_ms <= latency.p90_ms <= latency.p99_ms
         assert latency.runs >= 20
         assert latency.warmup_runs >= 20
+        assert len(latency.rounds_p50_ms) == len(latency.rounds_p90_ms) == ROUNDS
+        assert min(latency.rounds_p50_ms) <= latency.p50_ms <= max(latency.rounds_p50_ms)
         assert (latency.threads, latency.protocol) == (1, "short")
         assert measurement.peak_memory_mb > 10
         assert measurement.load_ms > 0
@@ -50,7 +55,7 @@ def test_builds_are_measured_side_by_side_in_processes_of_their_own(built):
         with get_target("cpu").load(build) as runner:
             expected = np.concatenate([runner.run(row[None]) for row in np.load(samples)])
         assert np.allclose(predictions.answers, expected, atol=1e-5)
-    assert "latency, round 1 of 10" in said
+    assert "latency, round 1 of 12" in said
     json.dumps(found[builds[0].id][0].to_dict())
 
 
@@ -92,14 +97,70 @@ def test_a_request_that_fails_is_told_and_the_worker_lives_on(built):
         assert len(worker.ask(do="time", runs=3)["latencies_ms"]) == 3
 
 
+def test_a_worker_times_until_both_minima_or_until_a_slow_build_has_had_its_time(built):
+    _, builds, samples = built
+    with Worker(builds[0], samples) as worker:
+        answer = worker.ask(do="time", runs=3, seconds=0.05)
+        assert answer["seconds"] >= 0.05
+        assert len(answer["latencies_ms"]) > 3
+        assert len(worker.ask(do="time", runs=1000, max_seconds=0.0)["latencies_ms"]) == 1
+
+
+class Clock:
+    """A machine that slows down all the time; every build takes what it takes there."""
+
+    def __init__(self, builds):
+        self.now, self.order, self.builds = 0.0, [], builds
+
+    def worker(self, build, samples):
+        return Slowing(self, build)
+
+
+class Slowing:
+    def __init__(self, clock, build):
+        self.clock, self.build = clock, build
+        self.facts = {"load_ms": 1.0, "first_inference_ms": 1.0, "model_memory_mb": 1.0}
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+    def ask(self, do, runs=0, **_):
+        if do == "warm_up":
+            return {"runs": 20, "peak_memory_mb": 20.0}
+        took = []
+        for _run in range(runs):
+            took.append(self.clock.builds[self.build.id] * (1 + self.clock.now / 300))
+            self.clock.now += took[-1]
+        self.clock.order.append(self.build.id)
+        return {"latencies_ms": took, "seconds": sum(took) / 1000}
+
+
+def test_a_machine_that_slows_down_favours_no_build(built, monkeypatch):
+    variant, builds, samples = built
+    clock = Clock({"onnxruntime-fp32": 1.0, "openvino-fp32": 1.0})
+    monkeypatch.setattr(module, "Worker", clock.worker)
+    monkeypatch.setattr(module, "_predict", lambda *_: Predictions(np.zeros(1), np.zeros(1)))
+    found = measure(builds, samples, variant.output, Protocol("p", min_runs=200))
+    first, second = (found[build.id][0].latency for build in builds)
+    assert first.rounds_p50_ms[-1] > 2 * first.rounds_p50_ms[0]
+    gain = speedup(first, second)
+    assert gain.low < 1 < gain.high
+    assert gain.estimate == pytest.approx(1, abs=0.01)
+    one, other = (build.id for build in builds)
+    assert clock.order[::2][:4] == [one, other, other, one], "rounds go forth and back"
+    twice = speedup(replace(first, rounds_p50_ms=tuple(value / 2 for value in first.rounds_p50_ms)), second, 50)
+    assert twice.low > 1.5
+
+
 @pytest.mark.parametrize(
-    ("rounds", "noisy"),
-    [([[1.0] * 9] * 10, False), ([[1.0] * 9] * 9 + [[1.5] * 9], True), ([[1.0] * 8 + [9.0, 9.0]] * 10, True)],
+    ("medians", "p90", "noisy"),
+    [([1.0] * 10, 1.1, False), ([1.0] * 9 + [1.5], 1.1, True), ([1.0] * 10, 9.0, True)],
 )
-def test_noise_is_told(rounds, noisy):
-    flat = sorted(value for r in rounds for value in r)
-    p50, p90 = flat[len(flat) // 2], flat[int(len(flat) * 0.9)]
-    assert bool(_noise(rounds, p50, p90)) is noisy
+def test_noise_is_told(medians, p90, noisy):
+    assert bool(_noise(medians, 1.0, p90)) is noisy
 
 
 @pytest.fixture
