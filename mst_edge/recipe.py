@@ -182,9 +182,9 @@ class GoalsSection(Section):
 
 
 class MeasureSection(Section):
-    """How latency is measured: until both minima are reached for every build."""
+    """How latency is measured: until both minima are reached for every build, and those of the protocol."""
 
-    protocol: Literal["quick"] = "quick"
+    protocol: Literal["quick", "mlperf"] = "quick"
     threads: Count = 1
     min_runs: Count = 100
     min_seconds: Positive = 3.0

@@ -8,9 +8,9 @@ import math
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,9 @@ from numpy.typing import NDArray
 
 from mst_edge.core.scoring import OutputSpec, Predictions
 from mst_edge.core.stats import Interval, paired_ratio, percentiles
+from targets import mlperf
+from targets.conditions import Conditions, Watch
+from targets.energy import Energy, find_counters, per_inference
 from targets.spec import Build
 
 # So many that one stray round widens no interval of ``paired_ratio``: of its 78 averages that round is in 12, and 13 on
@@ -35,15 +38,28 @@ class Protocol:
     Attributes:
         min_runs, min_seconds: both are reached for every build.
         max_seconds: stops a slow build before ``min_runs``, after one run per round at the soonest.
+        idle_seconds: how long idle power is measured, where there is a counter of energy; 0: no energy is measured.
+        offline_samples: above 0 the MLPerf scenarios are measured, for ``min_seconds`` each.
     """
 
     name: str = "quick"
     min_runs: int = 100
     min_seconds: float = 3.0
     max_seconds: float = 60.0
+    idle_seconds: float = 1.0
+    offline_samples: int = 0
 
 
 QUICK = Protocol()
+# A build too slow for 1,024 queries in twice the time is judged by early stopping, as the rules have it.
+MLPERF = Protocol(
+    "mlperf",
+    mlperf.MIN_QUERIES,
+    mlperf.MIN_SECONDS,
+    2 * mlperf.MIN_SECONDS,
+    idle_seconds=10.0,
+    offline_samples=mlperf.MIN_SAMPLES,
+)
 
 
 @dataclass(frozen=True)
@@ -69,7 +85,14 @@ class Latency:
 
 @dataclass(frozen=True)
 class Measurement:
-    """What was measured of one build, in its own process."""
+    """What was measured of one build, in its own process.
+
+    Attributes:
+        runner_overhead_us: what our runner's checks add to the runtime's own call, of which ``latency`` is; mean.
+        energy: of one inference, by counter.
+        single_stream, offline: the MLPerf scenarios, where the protocol has them.
+        conditions: what the machine did meanwhile.
+    """
 
     latency: Latency
     load_ms: float
@@ -77,6 +100,16 @@ class Measurement:
     model_memory_mb: float
     peak_memory_mb: float
     size_bytes: int
+    runner_overhead_us: float = 0.0
+    energy: tuple[Energy, ...] = ()
+    single_stream: mlperf.SingleStream | None = None
+    offline: mlperf.Offline | None = None
+    conditions: Conditions | None = None
+
+    @property
+    def problems(self) -> tuple[str, ...]:
+        """Why its times are invalid; empty if they are valid."""
+        return () if self.conditions is None else self.conditions.problems
 
     def to_dict(self) -> dict[str, Any]:
         """JSON form."""
@@ -175,9 +208,14 @@ def measure(
         for worker in workers:
             progress(f"accuracy of {worker.build.id}")
             said[worker.build.id] = _predict(worker, output, scratch)
-        timings = _interleave(workers, protocol, progress)
+        watch = Watch()
+        timings = _interleave(workers, protocol, watch, progress)
+        conditions = watch.conditions(tuple(find_counters()[1]))
         return {
-            worker.build.id: (_measurement(worker, timings[worker.build.id], protocol), said[worker.build.id])
+            worker.build.id: (
+                _measurement(worker, timings[worker.build.id], protocol, conditions),
+                said[worker.build.id],
+            )
             for worker in workers
         }
 
@@ -190,35 +228,83 @@ def _predict(worker: Worker, output: OutputSpec, scratch: Path) -> Predictions:
 
 @dataclass
 class _Timing:
+    """What the rounds of one build gave; ``joules`` by counter, ``offline_*`` of the batch that was chosen."""
+
     warmup_runs: int
-    rounds: list[NDArray[np.float64]]
     peak_memory_mb: float
+    idle_w: dict[str, float]
+    rounds: list[NDArray[np.float64]] = field(default_factory=list)
+    overheads_us: list[float] = field(default_factory=list)
+    seconds: float = 0.0
+    joules: dict[str, float] = field(default_factory=dict)
+    batch: int = 0
+    larger_batch: str = ""
+    offline_samples: int = 0
+    offline_seconds: float = 0.0
+
+    def add(self, answer: Mapping[str, Any]) -> None:
+        """One round."""
+        self.rounds.append(np.array(answer["latencies_ms"]))
+        self.overheads_us.append(answer["overhead_us"])
+        self.seconds += answer["seconds"]
+        self.joules = {name: self.joules.get(name, 0.0) + value for name, value in answer["joules"].items()}
+
+    def add_offline(self, answer: Mapping[str, Any]) -> None:
+        """One part of the scenario Offline."""
+        self.offline_samples += answer["samples"]
+        self.offline_seconds += answer["seconds"]
 
 
-def _interleave(workers: list[Worker], protocol: Protocol, progress: Callable[[str], None]) -> dict[str, _Timing]:
+def _interleave(
+    workers: list[Worker], protocol: Protocol, watch: Watch, progress: Callable[[str], None]
+) -> dict[str, _Timing]:
+    idle_w = _idle_watts(workers[0], protocol.idle_seconds) if workers else {}
     timings = {}
     for worker in workers:
         warm = worker.ask(do="warm_up")
-        timings[worker.build.id] = _Timing(warm["runs"], [], warm["peak_memory_mb"])
-    limits = {
-        "runs": math.ceil(protocol.min_runs / ROUNDS),
-        "seconds": protocol.min_seconds / ROUNDS,
-        "max_seconds": protocol.max_seconds / ROUNDS,
-    }
-    for number in range(ROUNDS):
-        progress(f"latency, round {number + 1} of {ROUNDS}")
-        for worker in workers if number % 2 == 0 else reversed(workers):
-            # The first runs after the others had the cores are not counted.
-            worker.ask(do="time", runs=3)
-            answer = worker.ask(do="time", **limits)
-            timings[worker.build.id].rounds.append(np.array(answer["latencies_ms"]))
+        timings[worker.build.id] = _Timing(warm["runs"], warm["peak_memory_mb"], idle_w)
+    limits = {"seconds": protocol.min_seconds / ROUNDS, "max_seconds": protocol.max_seconds / ROUNDS}
+    for worker in _in_turn(workers, watch, progress, "latency"):
+        # The first runs after the others had the cores are not counted.
+        worker.ask(do="time", runs=3)
+        timings[worker.build.id].add(worker.ask(do="time", runs=math.ceil(protocol.min_runs / ROUNDS), **limits))
+    if protocol.offline_samples:
+        for worker in workers:
+            progress(f"batch for throughput of {worker.build.id}")
+            found, timing = worker.ask(do="choose_batch"), timings[worker.build.id]
+            timing.batch, timing.larger_batch = found["batch"], found["reason"]
+        samples = math.ceil(protocol.offline_samples / ROUNDS)
+        for worker in _in_turn(workers, watch, progress, "throughput"):
+            timing = timings[worker.build.id]
+            timing.add_offline(worker.ask(do="offline", batch=timing.batch, samples=samples, **limits))
     return timings
 
 
-def _measurement(worker: Worker, timing: _Timing, protocol: Protocol) -> Measurement:
+def _in_turn(workers: list[Worker], watch: Watch, progress: Callable[[str], None], what: str) -> Iterator[Worker]:
+    """Every worker once a round; rounds go forth and back."""
+    for number in range(ROUNDS):
+        progress(f"{what}, round {number + 1} of {ROUNDS}")
+        watch.look()
+        yield from workers if number % 2 == 0 else reversed(workers)
+
+
+def _idle_watts(worker: Worker, seconds: float) -> dict[str, float]:
+    """Power of an idle machine by counter of energy; no time passes where there is none."""
+    if not seconds or not find_counters()[0]:
+        return {}
+    return {name: joules / seconds for name, joules in worker.ask(do="idle", seconds=seconds)["joules"].items()}
+
+
+def _measurement(worker: Worker, timing: _Timing, protocol: Protocol, conditions: Conditions) -> Measurement:
     latencies = np.concatenate(timing.rounds)
     p50, p90, p99 = percentiles(latencies, (50, 90, 99))
     rounds_p50, rounds_p90 = zip(*(percentiles(round_, (50, 90)) for round_ in timing.rounds), strict=True)
+    single_stream = offline = None
+    if protocol.offline_samples:
+        seconds = protocol.min_seconds
+        single_stream = mlperf.single_stream(latencies, timing.seconds, min_seconds=seconds)
+        said = timing.batch, timing.larger_batch, timing.offline_samples, timing.offline_seconds
+        offline = mlperf.offline(*said, min_seconds=seconds, min_samples=protocol.offline_samples)
     return Measurement(
         latency=Latency(
             p50_ms=p50,
@@ -238,6 +324,11 @@ def _measurement(worker: Worker, timing: _Timing, protocol: Protocol) -> Measure
         model_memory_mb=worker.facts["model_memory_mb"],
         peak_memory_mb=timing.peak_memory_mb,
         size_bytes=worker.build.size_bytes,
+        runner_overhead_us=float(np.median(timing.overheads_us)),
+        energy=per_inference(timing.joules, timing.idle_w, timing.seconds, len(latencies)) if timing.idle_w else (),
+        single_stream=single_stream,
+        offline=offline,
+        conditions=conditions,
     )
 
 

@@ -147,7 +147,9 @@ def deploy(
 def profile(
     source: Annotated[Path, typer.Argument(metavar="BUNDLE|MODEL.onnx", help="A bundle, or an ONNX file.")],
     target: Annotated[str, typer.Option("--target", metavar="T", help="Target to measure on.")],
-    protocol: Annotated[str, typer.Option("--protocol", help="How long to measure: quick.")] = "quick",
+    protocol: Annotated[
+        str, typer.Option("--protocol", help="How to measure: quick, or mlperf (20 minutes a build).")
+    ] = "quick",
     shape: ShapeOption = None,
     json_: JsonOption = False,
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -161,10 +162,41 @@ def print_profile(result: dict[str, Any], console: Console | None = None) -> Non
         )
     console.print(table)
     for row in result["builds"]:
-        if row["measurement"]["latency"]["noise"]:
-            console.print(f"  {row['id']}: {row['measurement']['latency']['noise']}", highlight=False)
+        for line in _more(row["measurement"]):
+            console.print(f"  {row['id']}: {line}", highlight=False)
+    _print_conditions(result["builds"], console)
     for entry in result["skipped"]:
         console.print(f"  {entry['id']}: not built, {entry['reason']}", highlight=False)
+
+
+def _more(measured: dict[str, Any]) -> Iterator[str]:
+    """What a build's row has no column for: noise, MLPerf's scenarios, energy."""
+    if measured["latency"]["noise"]:
+        yield measured["latency"]["noise"]
+    single, offline = measured["single_stream"], measured["offline"]
+    if single is not None:
+        estimate = "unknown" if single["p90_ms"] is None else f"{single['p90_ms']:.3f} ms"
+        queries = f"{single['queries']} queries in {single['seconds']:.0f} s, slowest {single['discarded']} left out"
+        yield f"SingleStream p90 {estimate} ({queries}): {_valid(single)}"
+    if offline is not None:
+        yield f"Offline {offline['samples_per_s']:.0f} samples/s in batches of {offline['batch']}: {_valid(offline)}"
+    for energy in measured["energy"]:
+        above = f"{energy['above_idle_mj']:.3g} mJ above the {energy['idle_w']:.1f} W of idling"
+        yield f"{energy['counter']}: {energy['mj']:.3g} mJ per inference, {above}"
+
+
+def _valid(scenario: dict[str, Any]) -> str:
+    return f"invalid, {scenario['problem']}" if scenario["problem"] else "valid"
+
+
+def _print_conditions(rows: list[dict[str, Any]], console: Console) -> None:
+    """What the machine did while the builds were measured, where a person should know; of all builds the same."""
+    said = rows[0]["measurement"].get("conditions")
+    if said is not None:
+        for problem in said["problems"]:
+            console.print(f"  [red]times are invalid[/red]: {problem}", highlight=False)
+        for warning in said["warnings"]:
+            console.print(f"  {warning}", highlight=False)
 
 
 def short_verdict(row: dict[str, Any]) -> str:
@@ -184,6 +216,7 @@ def print_verdict(console: Console, target: dict[str, Any], place: Path) -> None
         noise = row["measurement"]["latency"]["noise"]
         if noise:
             console.print(f"    {noise}", highlight=False)
+    _print_conditions(target["builds"], console)
     for entry in target["skipped"]:
         console.print(f"  {entry['id']}: not built, {entry['reason']}", highlight=False)
     console.print(f"bundle: {place / target['bundle']}", highlight=False)

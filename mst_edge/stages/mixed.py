@@ -23,7 +23,7 @@ from targets.spec import Build
 from targets.target import Target, get_target
 
 # A trial only has to tell what is worth a closer look.
-_PROTOCOL = Protocol("search", min_runs=30, min_seconds=0.3, max_seconds=3.0)
+_PROTOCOL = Protocol("search", min_runs=30, min_seconds=0.3, max_seconds=3.0, idle_seconds=0.0)
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,8 @@ import yaml
 from distill.datasets.library.av_digits import AvDigitsOptions
 from mst_edge.core.errors import UserError
 from mst_edge.recipe import Recipe, find_recipe, load_recipe, parse_options, require_same
+from mst_edge.stages.goals import protocol_of
+from targets import measure
 from tests.conftest import ROOT
 
 MINIMAL = {"name": "x", "dataset": {"name": "av_digits"}, "student": {"modality": "audio"}}
@@ -122,3 +124,13 @@ def test_recipes_do_not_change():
     recipe = Recipe.model_validate(MINIMAL)
     with pytest.raises(ValueError, match="frozen"):
         recipe.seed = 3
+
+
+def test_mlperf_asks_for_the_rules_minima_and_quick_for_the_recipes(tmp_path):
+    path = _write(tmp_path, {**MINIMAL, "measure": {"min_runs": 20, "min_seconds": 0.05}})
+    quick = protocol_of(load_recipe(path))
+    assert (quick.name, quick.min_runs, quick.min_seconds, quick.offline_samples) == ("quick", 20, 0.05, 0)
+    official = protocol_of(load_recipe(path, ["measure.protocol=mlperf"]))
+    assert official == measure.MLPERF
+    longer = protocol_of(load_recipe(path, ["measure.protocol=mlperf", "measure.min_seconds=3600"]))
+    assert (longer.min_runs, longer.min_seconds, longer.max_seconds) == (1024, 3600, 3600)

@@ -11,6 +11,7 @@ import pytest
 from mst_edge.core.drift import Drift
 from mst_edge.core.scoring import OutputSpec, scoring_of
 from mst_edge.core.stats import Interval
+from targets.conditions import Conditions
 from targets.gate import (
     Accuracy,
     AccuracyGoal,
@@ -164,6 +165,18 @@ def test_the_point_estimate_decides_unless_confidence_is_asked_for():
     assert chosen(found, loose).passed
     assert not chosen(found, sure).passed
     assert "bound of the 95 % interval" in chosen(found, sure).reason
+
+
+def test_times_of_a_throttled_machine_meet_no_goal():
+    fine = candidate("ort-fp32", 1.0)
+    problem = "throttled: the CPU slowed down for heat 4 times"
+    hot = Conditions((), None, None, None, 4, None, None, None, problems=(problem,))
+    throttled = replace(fine, measurement=replace(fine.measurement, conditions=hot))
+    goals = Goals(latency=LatencyGoal(p90_ms=5.0))
+    assert judge([fine], goals)[0].passed
+    assert judge([throttled], Goals())[0].passed
+    (verdict,) = judge([throttled], goals)
+    assert verdict.reason == f"latency.p90_ms: 1 ms, at most 5 ms; invalid, {problem}"
 
 
 def test_a_build_that_computes_something_else_fails_parity():

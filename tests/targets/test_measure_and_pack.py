@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 import zipfile
 from dataclasses import replace
 
@@ -17,7 +18,8 @@ from apps.runtime import Bundle
 from mst_edge.core.scoring import Predictions
 from quantize.export import export_student
 from targets import measure as module
-from targets.measure import ROUNDS, Protocol, Worker, _noise, measure, speedup
+from targets import worker
+from targets.measure import MLPERF, ROUNDS, Protocol, Worker, _noise, measure, speedup
 from targets.pack import PackedBuild, pack
 from targets.target import get_target
 from tests.quantize.test_export_and_int8 import FACTS, make_student, raw_samples
@@ -106,6 +108,50 @@ def test_a_worker_times_until_both_minima_or_until_a_slow_build_has_had_its_time
         assert len(worker.ask(do="time", runs=1000, max_seconds=0.0)["latencies_ms"]) == 1
 
 
+def test_the_scenarios_of_mlperf_are_measured_where_the_protocol_has_them(built):
+    variant, builds, samples = built
+    brief = replace(MLPERF, min_runs=100, min_seconds=0.05, max_seconds=5.0, idle_seconds=0.01, offline_samples=500)
+    found, _ = measure(builds[:1], samples, variant.output, brief)[builds[0].id]
+    assert found.latency.protocol == "mlperf"
+    assert found.single_stream.queries == found.latency.runs >= 100
+    assert found.single_stream.p90_ms >= found.latency.p90_ms
+    assert found.single_stream.problem == ""
+    assert found.offline.samples >= 500
+    assert found.offline.samples_per_s == found.offline.samples / found.offline.seconds
+    assert found.offline.problem == ""
+    assert found.conditions.load is None or found.conditions.load >= 0
+    assert 0 < found.runner_overhead_us < 1e4
+    json.dumps(found.to_dict())
+
+
+def test_the_rules_numbers_are_the_protocols():
+    assert (MLPERF.min_runs, MLPERF.min_seconds, MLPERF.offline_samples) == (1024, 600.0, 24_576)
+
+
+class Fussy:
+    """A runner of a model that takes batches of 4 at most, or answers otherwise from the third row on."""
+
+    def __init__(self, most, wrong_from):
+        self.most, self.wrong_from = most, wrong_from
+
+    def run(self, batch):
+        if len(batch) > self.most:
+            raise ValueError(f"batch of {len(batch)}")
+        time.sleep(0.001)  # of any batch: the largest is the fastest
+        return batch + 9.0 * (np.arange(len(batch)) >= self.wrong_from)[:, None]
+
+
+@pytest.mark.parametrize(
+    ("most", "wrong_from", "batch", "says"),
+    [(4, 99, 4, "batch 8: batch of 8"), (999, 2, 2, "batch 4: outputs differ by")],
+)
+def test_throughput_is_of_batches_that_run_and_answer_as_single_samples_do(most, wrong_from, batch, says, monkeypatch):
+    monkeypatch.setattr(worker, "_TRY_S", 0.01)
+    found = worker._choose_batch(Fussy(most, wrong_from), raw_samples(FACTS, 12))
+    assert found["batch"] == batch
+    assert found["reason"].startswith(says)
+
+
 class Clock:
     """A machine that slows down all the time; every build takes what it takes there."""
 
@@ -135,7 +181,7 @@ class Slowing:
             took.append(self.clock.builds[self.build.id] * (1 + self.clock.now / 300))
             self.clock.now += took[-1]
         self.clock.order.append(self.build.id)
-        return {"latencies_ms": took, "seconds": sum(took) / 1000}
+        return {"latencies_ms": took, "seconds": sum(took) / 1000, "overhead_us": 1.0, "joules": {}}
 
 
 def test_a_machine_that_slows_down_favours_no_build(built, monkeypatch):
