@@ -37,6 +37,12 @@ def print_check(record: dict[str, Any], *, as_json: bool) -> None:
         typer.echo(f"{entry['target']}: gate {entry['gate']} with {entry['build']}")
         for check in entry["goals"]:
             typer.echo(f"  {'ok  ' if check['passed'] else 'FAIL'}  {check['goal']}: {check['text']}")
+    against = record.get("against")
+    if against is not None:
+        typer.echo(f"{against['target']}: against {against['path']}")
+        for one in against["comparisons"]:
+            mark = {True: "FAIL", False: "ok  ", None: "?   "}[one["regression"]]
+            typer.echo(f"  {mark}  {one['what']}: {one['text']}")
 
 
 def _check_run(run: RunFolder) -> dict[str, Any]:

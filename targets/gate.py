@@ -90,6 +90,7 @@ class Accuracy:
         drop: how much worse than the fp32 student, with its 95 % interval.
         relative_drop: the same as a share of the fp32 student's value.
         label: what people call the metric.
+        interval: of ``value``, 95 %.
     """
 
     value: float
@@ -97,6 +98,7 @@ class Accuracy:
     relative_drop: Interval
     samples: int
     label: str = "accuracy"
+    interval: Interval | None = None
 
 
 @dataclass(frozen=True)
@@ -147,6 +149,7 @@ def compare_accuracy(
         relative_drop=drop.scaled(1 / max(scoring.value(theirs), 1e-9)),
         samples=len(target),
         label=scoring.label,
+        interval=scoring.interval(ours),
     )
 
 

@@ -203,14 +203,25 @@ def compare(
 
 def check(
     path: Annotated[Path, typer.Argument(metavar="RUN|BUNDLE", help="Folder of a run, or a bundle.")],
+    against: Annotated[
+        Path | None,
+        typer.Option("--against", metavar="BUNDLE", help="An earlier bundle: nothing may have got worse."),
+    ] = None,
     json_: JsonOption = False,
 ) -> None:
-    """The gate: exit code 0 if every goal is met, 1 if not."""
+    """The gate: exit code 0 if every goal is met and nothing got worse, 1 if not."""
     from mst_edge.check import check_path, print_check
 
     record = check_path(path)
+    if against is not None:
+        from mst_edge.baseline import compare_with
+        from mst_edge.cli.console import ConsoleWatcher
+        from targets import measure
+
+        with ConsoleWatcher(None, quiet=json_) as watcher:
+            record["against"] = compare_with(path, against, measure.QUICK, watcher.busy)
     print_check(record, as_json=json_)
-    if record["gate"] != "passed":
+    if record["gate"] != "passed" or record.get("against", {}).get("regressions"):
         raise typer.Exit(ExitCode.GATE_FAILED)
 
 

@@ -60,6 +60,18 @@ def paired_difference(reference: NDArray[np.bool_], other: NDArray[np.bool_], co
     return Interval(estimate, max(-1.0, centre - half), min(1.0, centre + half))
 
 
+def unpaired_difference(first: Interval, second: Interval) -> Interval:
+    """``first`` less ``second``, each with an interval of its own samples, at the same confidence as theirs.
+
+    The method of variance estimates recovery (Zou and Donner, Stat. Med. 27, 2008), which of two proportions with
+    Wilson's intervals is Newcombe's (Stat. Med. 17, 1998, method 10).
+    """
+    estimate = first.estimate - second.estimate
+    down = math.hypot(first.estimate - first.low, second.high - second.estimate)
+    up = math.hypot(first.high - first.estimate, second.estimate - second.low)
+    return Interval(estimate, estimate - down, estimate + up)
+
+
 def paired_ratio(numerator: Sequence[float], denominator: Sequence[float], confidence: float = 0.95) -> Interval:
     """How many times as large ``numerator`` is as ``denominator``, from rounds in which both were measured.
 

@@ -261,7 +261,9 @@ def _expected_accuracy(candidate: Candidate, record: dict[str, Any]) -> dict[str
         return {}
     accuracy = candidate.accuracy
     metric = record["scoring"]["metric"]
-    return {"metric": metric, "accuracy": accuracy.value, "accuracy_drop": asdict(accuracy.drop)}
+    interval = None if accuracy.interval is None else asdict(accuracy.interval)
+    drop = asdict(accuracy.drop)
+    return {"metric": metric, "accuracy": accuracy.value, "accuracy_interval": interval, "accuracy_drop": drop}
 
 
 def _in_order(candidates: list[Candidate], verdicts: list[Verdict]) -> list[Candidate]:

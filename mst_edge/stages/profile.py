@@ -59,7 +59,7 @@ def profile(
         raise UserError("neither a bundle nor an ONNX file", where=path)
     if path.is_dir() or path.suffix == ".zip":
         with Bundle.open(path) as bundle:
-            builds, samples = _bundle_builds(bundle, target_name, place)
+            builds, samples = bundle_builds(bundle, target_name, place)
             probes = {build.id: target.runtime(build.runtime).probe() for build in builds}
             skipped = [{"id": name, "reason": probe.reason} for name, probe in probes.items() if not probe.available]
             builds = [build for build in builds if probes[build.id].available]
@@ -110,8 +110,12 @@ def _as_it_is(path: Path, shapes: Mapping[str, Sequence[int]], place: Path) -> t
     return variant, place / _SAMPLES
 
 
-def _bundle_builds(bundle: Bundle, target: str, place: Path) -> tuple[list[Build], Path]:
-    """The bundle's builds as the target measures them."""
+def bundle_builds(bundle: Bundle, target: str, place: Path) -> tuple[list[Build], Path]:
+    """The bundle's builds as the target measures them, copied to ``place``, and the file of its reference inputs.
+
+    Raises:
+        UserError: the bundle is for another target.
+    """
     manifest = bundle.manifest
     if manifest.target != target:
         raise UserError(f"the bundle is for target {manifest.target}, not {target}", where=bundle.folder)

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import wilcoxon
 
-from mst_edge.core.stats import paired_difference, paired_ratio, percentiles, proportion_interval
+from mst_edge.core.stats import paired_difference, paired_ratio, percentiles, proportion_interval, unpaired_difference
 
 right = st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=200)
 
@@ -106,3 +106,12 @@ def test_few_rounds_know_nothing():
     assert (found.estimate, found.low, found.high) == (pytest.approx(2.0), 0.0, np.inf)
     with pytest.raises(ValueError, match="two equal, non-empty vectors"):
         paired_ratio([1.0], [])
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "low", "high"), [((56, 70), (48, 80), 0.0524, 0.3339), ((9, 10), (3, 10), 0.1705, 0.8090)]
+)
+def test_two_proportions_of_other_samples_are_compared_as_newcombe_does(first, second, low, high):
+    """Newcombe, Stat. Med. 17, 1998, table II, method 10."""
+    found = unpaired_difference(proportion_interval(*first), proportion_interval(*second))
+    assert (found.low, found.high) == (pytest.approx(low, abs=1e-4), pytest.approx(high, abs=1e-4))

@@ -16,6 +16,7 @@ import pytest
 
 from apps.runtime import Bundle
 from mst_edge.core.scoring import Predictions
+from mst_edge.core.stats import paired_ratio
 from quantize.export import export_student
 from targets import measure as module
 from targets import worker
@@ -195,6 +196,8 @@ def test_a_machine_that_slows_down_favours_no_build(built, monkeypatch):
     gain = speedup(first, second)
     assert gain.low < 1 < gain.high
     assert gain.estimate == pytest.approx(1, abs=0.01)
+    pure = paired_ratio(second.rounds_p90_ms, first.rounds_p90_ms)
+    assert (gain.low, gain.high) == (pytest.approx(pure.low / 1.03), pytest.approx(pure.high * 1.03))
     one, other = (build.id for build in builds)
     assert clock.order[::2][:4] == [one, other, other, one], "rounds go forth and back"
     twice = speedup(replace(first, rounds_p50_ms=tuple(value / 2 for value in first.rounds_p50_ms)), second, 50)
