@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 
 from targets import conditions, energy
@@ -163,39 +165,30 @@ def test_no_counter_is_told(tmp_path):
     assert of_rapl(tmp_path) == ([], ["RAPL: none here"])
 
 
-class Driver:
-    """NVML's library with one GPU; ``code`` is what its calls return."""
+def driver(readings, code=0):
+    """NVML's library with one GPU; ``code`` is what its first call returns."""
 
-    def __init__(self, code=0):
-        self.code, self.millijoules = code, 5_000
-
-    def nvmlInit_v2(self):
-        return self.code
-
-    def nvmlDeviceGetCount_v2(self, count):
-        count._obj.value = 1
+    def fill(pointer, value):
+        pointer._obj.value = value
         return 0
 
-    def nvmlDeviceGetHandleByIndex_v2(self, index, handle):
-        handle._obj.value = 1000 + index
-        return 0
-
-    def nvmlDeviceGetTotalEnergyConsumption(self, handle, millijoules):
-        assert handle.value == 1000
-        millijoules._obj.value = self.millijoules
-        return 0
+    return SimpleNamespace(
+        nvmlInit_v2=lambda: code,
+        nvmlDeviceGetCount_v2=lambda count: fill(count, 1),
+        nvmlDeviceGetHandleByIndex_v2=lambda index, handle: fill(handle, 1000 + index),
+        nvmlDeviceGetTotalEnergyConsumption=lambda handle, out: fill(out, readings[handle.value].pop(0)),
+    )
 
 
 def test_a_gpu_counts_in_millijoules(tmp_path, monkeypatch):
-    driver = Driver()
-    monkeypatch.setattr(energy.ctypes, "CDLL", lambda name: driver)
+    library = driver({1000: [4_000, 5_000, 5_250]})  # the first is the proof that it can be read
+    monkeypatch.setattr(energy.ctypes, "CDLL", lambda _: library)
     counters, reasons = energy.find_counters(tmp_path)
     assert ([one.name for one in counters], reasons) == (["NVML GPU 0"], ["RAPL: none here"])
     before = energy.read(counters)
-    driver.millijoules += 250
     assert energy.used(counters, before, energy.read(counters)) == {"NVML GPU 0": 0.25}
 
 
 def test_a_driver_that_refuses_is_told(tmp_path, monkeypatch):
-    monkeypatch.setattr(energy.ctypes, "CDLL", lambda name: Driver(9))
+    monkeypatch.setattr(energy.ctypes, "CDLL", lambda _: driver({}, code=9))
     assert energy.find_counters(tmp_path) == ([], ["RAPL: none here", "NVML: error 9"])
