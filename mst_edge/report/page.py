@@ -53,6 +53,12 @@ def write_report(run: RunFolder) -> Path:
     return run.report_file
 
 
+def _invalid(measured: Mapping[str, Any]) -> str:
+    """Why times are invalid, if they are; nothing of runs whose conditions were not recorded."""
+    conditions = measured.get("conditions")
+    return "" if conditions is None else "".join(f"; invalid, {problem}" for problem in conditions["problems"])
+
+
 def _headline(result: Mapping[str, Any]) -> list[dict[str, str]]:
     """The tiles at the top: the numbers that people came for."""
     tiles = []
@@ -67,7 +73,7 @@ def _headline(result: Mapping[str, Any]) -> list[dict[str, str]]:
             {
                 "value": f"{latency['p90_ms']:.3f} ms",
                 "name": f"latency p90, {target['target']}",
-                "note": f"p50 {latency['p50_ms']:.3f} ms, {latency['threads']} thread(s), batch 1",
+                "note": f"p50 {latency['p50_ms']:.3f} ms, {latency['threads']} thread(s), batch 1{_invalid(measured)}",
             },
             {
                 "value": f"{measured['size_bytes'] / 1e6:.2f} MB",
