@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
+
+from torch import nn
 
 from distill.lab import FineTuning, Lab
 from distill.methods.base import Method
@@ -31,7 +34,9 @@ def teaching(recipe: Recipe, lab: Callable[[], Lab], student: Student) -> Teach:
     def teach(scheme: str, rounded: Student) -> dict[str, Any]:
         where, network = lab(), student.spec.network
         model = Model("student", network.network, rounded.network, (where.student_modality,), False, network.options)
-        tuning = FineTuning(scheme.replace("-", "_"), said.epochs, said.lr)
+        # Another calibration or other layers in float are another start: what was trained from this one goes on.
+        phase = f"{scheme.replace('-', '_')}_{_digest(rounded.network)[:6]}"
+        tuning = FineTuning(phase, said.epochs, said.lr)
         if scheme != Int8Qad.name:
             where.fine_tune(model, tuning)
             return {**said.model_dump(), "objective": "task"}
@@ -39,6 +44,15 @@ def teaching(recipe: Recipe, lab: Callable[[], Lab], student: Student) -> Teach:
         return {**said.model_dump(), "objective": recipe.distill.method}
 
     return teach
+
+
+def _digest(network: nn.Module) -> str:
+    """A hash over the names and numbers of a network."""
+    found = hashlib.sha256()
+    for name, value in sorted(network.state_dict().items()):
+        found.update(name.encode())
+        found.update(value.detach().cpu().contiguous().numpy().tobytes())
+    return found.hexdigest()
 
 
 def check_training(recipe: Recipe, data: Data, lab: Lab, methods: Mapping[str, Method]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import numpy as np
+import onnx
 import pytest
 
 from distill.student import load_student
@@ -35,6 +36,19 @@ def test_a_run_trains_its_student_in_int8_and_measures_it(tmp_path, method):
     assert len(set(models)) == 3
     assert load_student(tmp_path / "out" / "distill").spec.network.network == "tcn"
     assert np.load(tmp_path / "out" / "variants" / "int8-qad" / "torch_outputs.npy").shape[1] == 3
+    # What was trained from one start is not taken for what another start would have become.
+    phases = {path.name for path in (tmp_path / "out" / "distill").iterdir() if path.name.startswith("int8_")}
+    assert len(phases) == 2
+    more = ["--scheme", "int8-qat", "--exclude", "network.stem", "--out", tmp_path / "more"]
+    done = mst_edge("quantize", tmp_path / "out", *more)
+    assert done.code == 0, done.err
+    assert len([path for path in (tmp_path / "out" / "distill").iterdir() if path.name.startswith("int8_")]) == 3
+    (weight,) = [
+        tensor
+        for tensor in onnx.load(tmp_path / "more" / "variants" / "int8-qat" / "model.onnx").graph.initializer
+        if tensor.name.startswith("network.stem.weight")
+    ]
+    assert weight.data_type == onnx.TensorProto.FLOAT
 
 
 def test_a_method_without_a_teacher_cannot_teach_in_int8(tmp_path):
