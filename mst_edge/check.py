@@ -9,6 +9,7 @@ from typing import Any
 import typer
 
 from apps.runtime import Bundle
+from apps.runtime.manifest import MANIFEST
 from mst_edge.core.errors import UserError
 from mst_edge.run_folder import RunFolder
 
@@ -21,10 +22,10 @@ def check_path(path: Path) -> dict[str, Any]:
     Raises:
         UserError: neither a run nor a bundle.
     """
+    if (path / MANIFEST).is_file() or path.suffix == ".zip":
+        return _check_bundle(path)
     if (path / "result.json").is_file():
         return _check_run(RunFolder(path))
-    if (path / "manifest.json").is_file() or path.suffix == ".zip":
-        return _check_bundle(path)
     raise UserError("neither a finished run nor a bundle", where=path)
 
 
@@ -51,13 +52,13 @@ def _check_run(run: RunFolder) -> dict[str, Any]:
         raise UserError("the run has no target yet", where=run.path, fix="finish it: mst-edge run ... --resume")
     checks = []
     for target in result["targets"]:
-        chosen = next(row for row in target["builds"] if row["id"] == target["chosen"])
+        chosen = next((row for row in target["builds"] if row["id"] == target["chosen"]), None)
         checks.append(
             {
                 "target": target["target"],
                 "gate": target["gate"],
                 "build": target["chosen"],
-                "goals": chosen["verdict"]["checks"],
+                "goals": [] if chosen is None else chosen["verdict"]["checks"],
             }
         )
     return {"path": str(run.path), "gate": result["gate"], "checks": checks}

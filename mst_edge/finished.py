@@ -13,7 +13,7 @@ import numpy as np
 from distill.student import Student, load_student
 from mst_edge.core.errors import UserError
 from mst_edge.core.files import require_unused, write_json
-from mst_edge.pipeline import Watcher, overall
+from mst_edge.pipeline import Watcher
 from mst_edge.recipe import Recipe, load_recipe
 from mst_edge.report.page import write_report
 from mst_edge.run_folder import RunFolder
@@ -22,8 +22,9 @@ from mst_edge.stages.data import prepare
 from mst_edge.stages.deploy import run_deploy, stage_name
 from mst_edge.stages.distill import make_lab, pick_device
 from mst_edge.stages.goals import goals_of
-from mst_edge.stages.mixed import Judge, search_for
+from mst_edge.stages.mixed import Judge, measurable, search_for
 from mst_edge.stages.qat import teaching
+from mst_edge.stages.subject import overall
 from quantize.api import make_variants
 from quantize.calibration import FOLDER, Calibration, load_calibration, save_calibration
 from quantize.mixed import Search
@@ -151,7 +152,7 @@ def _searches(run: RunFolder, recipe: Recipe, source: Variant, watcher: Watcher)
         place = run.variants / variants.SEARCH / target
         return search_for(source, judge, recipe.quantize.mixed, target, place, watcher.step)
 
-    return dict.fromkeys(recipe.targets, search)
+    return dict.fromkeys(measurable(recipe.targets), search)
 
 
 def _calibration(folder: Path, spec: InputSpec, seed: int, place: Path) -> Calibration:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -20,6 +19,7 @@ from mst_edge.stages.data import Data, prepare
 from mst_edge.stages.distill import STAGE as DISTILL
 from mst_edge.stages.distill import checked_methods, make_lab, pick_device, run_distill
 from mst_edge.stages.qat import check_training
+from mst_edge.stages.subject import overall
 from quantize.schemes.base import require_schemes
 from targets.target import get_target
 
@@ -117,10 +117,3 @@ def _make_variants(recipe: Recipe, data: Data, run: RunFolder, device: str, watc
     watcher.stage("quantize")
     lab = functools.cache(lambda: make_lab(recipe, data, run.distill, pick_device(device), watcher))
     return variants.run_variants(recipe, data, run, lab, watcher.step)
-
-
-def overall(deployed: Sequence[dict[str, Any]]) -> str:
-    """The gate of a whole run."""
-    if not deployed:
-        return "not run"
-    return "passed" if all(record["gate"] == "passed" for record in deployed) else "failed"

@@ -21,8 +21,8 @@ from mst_edge.core.scoring import OutputSpec
 from quantize.variant import InputSpec
 from targets.spec import Build
 
-_RUN = '''\
-"""Answers for files, with the model in this bundle: python run.py FILE..."""
+_SCRIPT = '''\
+"""%(does)s: python %(name)s"""
 
 import sys
 from pathlib import Path
@@ -31,7 +31,7 @@ folder = Path(__file__).resolve().parent
 sys.path.insert(0, str(folder))
 sys.dont_write_bytecode = True  # a bundle may lie where nothing can be written
 
-from runtime.main import main  # noqa: E402
+from runtime.%(module)s import main  # noqa: E402
 
 sys.exit(main(folder))
 '''
@@ -70,6 +70,7 @@ def pack(
     readme: str,
     examples: Mapping[str, bytes] = MappingProxyType({}),
     tokenizer: Path | None = None,
+    more: Mapping[str, Path | str] = MappingProxyType({}),
 ) -> Path:
     """Writes the bundle ``folder`` and ``folder.zip``; the first of ``builds`` is the chosen one.
 
@@ -77,6 +78,7 @@ def pack(
         fp32_outputs: what the fp32 model says of the reference inputs, which drift on a device is told by.
         examples: files by name that anyone can try the bundle on.
         tokenizer: file that makes token ids of a text, for a model that takes them.
+        more: further files: path in the bundle to a file, or to its text.
 
     Returns:
         The zip's path.
@@ -84,7 +86,7 @@ def pack(
     with atomic_path(folder) as temporary:
         temporary.mkdir()
         _copy_runtime(temporary / "runtime")
-        write_text(temporary / "run.py", _RUN)
+        write_text(temporary / "run.py", script("main", "Answers for files, with the model here", "run.py FILE..."))
         write_text(temporary / "README.md", readme)
         (temporary / "reference").mkdir()
         for stem, array in (("inputs", reference_inputs), ("fp32", fp32_outputs)):
@@ -94,6 +96,8 @@ def pack(
         for example, content in examples.items():
             (temporary / "examples").mkdir(exist_ok=True)
             (temporary / "examples" / example).write_bytes(content)
+        for path, source in more.items():
+            _put(temporary / path, source)
         entries = [_copy_build(temporary, packed) for packed in builds]
         files = sorted(path for path in temporary.rglob("*") if path.is_file())
         manifest = {
@@ -119,6 +123,19 @@ def pack(
     archive = folder.with_name(folder.name + ".zip")
     _zip(folder, archive)
     return archive
+
+
+def script(module: str, does: str, name: str = "") -> str:
+    """A program at the root of a bundle, which runs ``main`` of a module of what the bundle carries along."""
+    return _SCRIPT % {"module": module, "does": does, "name": name or f"{module.rpartition('.')[2]}.py"}
+
+
+def _put(path: Path, content: Path | str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if isinstance(content, str):
+        path.write_text(content, encoding="utf-8")
+    else:
+        shutil.copyfile(content, path)
 
 
 def _copy_build(root: Path, packed: PackedBuild) -> dict[str, Any]:

@@ -19,7 +19,13 @@ from targets.measure import Worker
 from targets.runtimes.base import Runner, Runtime
 from targets.spec import Build, Probe, TargetSpec
 
-_BUILT_IN = {"cpu": "targets.cpu:CpuTarget"}
+_BUILT_IN = {
+    "cpu": "targets.cpu:CpuTarget",
+    "jetson-orin-nano": "targets.jetson:OrinNano",
+    "jetson-orin-nx": "targets.jetson:OrinNx",
+    "jetson-agx-orin": "targets.jetson:AgxOrin",
+    "jetson-thor": "targets.jetson:Thor",
+}
 _ENTRY_POINTS = "mst_edge.targets"
 
 
@@ -47,6 +53,19 @@ class Target:
             raise unknown_name(f"runtime of target {self.spec.name}", name, self.runtime_classes)
         cls: type[Runtime] = _load(self.runtime_classes[name])
         return cls(self.spec.name)
+
+    def require_host(self) -> None:
+        """Makes sure that builds can run on this machine.
+
+        Raises:
+            UserError: it is a device of its own.
+        """
+        if not self.spec.on_host:
+            raise UserError(
+                f"is {self.spec.summary}, not this machine",
+                where=self.spec.name,
+                fix=f"`mst-edge deploy ... --target {self.spec.name}` packs a bundle that is built and measured there",
+            )
 
     def probe(self) -> dict[str, Probe]:
         """What every runtime found out about itself here."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import shutil
 import sys
 import tempfile
@@ -35,6 +36,7 @@ class Bundle:
         self.build: BuildEntry = manifest.builds[0]
         self.notes: list[str] = []
         self._engine: Engine | None = None
+        self._wanted: BuildEntry | None = None
         self._tokenizer: Tokenizer | None = None
         self._cleanup = contextlib.ExitStack()
 
@@ -64,18 +66,36 @@ class Bundle:
         """
         if self._engine is not None:
             return self._engine
-        for build in self.manifest.builds:
+        order = self._preferred()
+        for build in order:
             engine = ENGINES.get(build.runtime)
             if engine is None or not engine.installed() or runtime not in (None, build.runtime):
                 continue
-            if build is not self.manifest.builds[0] and runtime is None:
-                first = self.manifest.builds[0]
+            if build is not order[0] and runtime is None:
+                first = order[0]
                 self.notes.append(f"{first.runtime} is not installed: running {build.id} instead of {first.id}")
             self.build = build
             self._engine = engine(inside(self.folder, build.model), build.options)
             return self._engine
         wanted = runtime or " or ".join(dict.fromkeys(build.runtime for build in self.manifest.builds))
         raise BundleError(f"needs {wanted}, which is not installed", where=self.folder, fix=f"pip install {wanted}")
+
+    def use(self, build_id: str) -> Engine:
+        """Loads one build instead of the preferred one.
+
+        Raises:
+            BundleError: its runtime is not installed here, or it cannot be loaded.
+        """
+        if self._engine is not None:
+            self._engine.close()
+            self._engine = None
+        self._wanted = next(build for build in self.manifest.builds if build.id == build_id)
+        return self.load(self._wanted.runtime)
+
+    def _preferred(self) -> list[BuildEntry]:
+        """Builds in order of preference: first what was asked for, else what measurements here chose."""
+        first = self._wanted.id if self._wanted is not None else chosen_here(self.folder)
+        return sorted(self.manifest.builds, key=lambda build: build.id != first)
 
     @property
     def tokenizer(self) -> Tokenizer | None:
@@ -186,6 +206,15 @@ class Bundle:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def chosen_here(folder: Path) -> str | None:
+    """The build that measurements on this device chose, see ``board.bench``; None where none were made."""
+    try:
+        said = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return said.get("chosen") if isinstance(said, dict) else None
 
 
 def memory_mb() -> dict[str, float]:

@@ -97,4 +97,25 @@ class OpenVinoEngine(Engine):
         del self._request, self.compiled
 
 
-ENGINES: dict[str, type[Engine]] = {"onnxruntime": OnnxRuntimeEngine, "openvino": OpenVinoEngine}
+class TensorRtEngine(Engine):
+    """An engine of TensorRT's that was built on this board beside the model."""
+
+    package = "tensorrt"
+
+    def __init__(self, model: Path, options: Mapping[str, Any]) -> None:
+        from .tensorrt_engine import TensorRtSession
+
+        self._session = TensorRtSession(model)
+
+    def run(self, batch: NDArray[Any]) -> NDArray[np.float32]:
+        return self._session.run(batch)
+
+    def close(self) -> None:
+        self._session.close()
+
+
+ENGINES: dict[str, type[Engine]] = {
+    "onnxruntime": OnnxRuntimeEngine,
+    "openvino": OpenVinoEngine,
+    "tensorrt": TensorRtEngine,
+}

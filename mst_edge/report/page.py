@@ -44,7 +44,8 @@ def write_report(run: RunFolder) -> Path:
         sensitivity=_sensitivity(result),
         mixed=_mixed(result),
         numerics=_numerics(run),
-        targets=[_target(target, result) for target in result["targets"]],
+        targets=[_target(target, result) for target in _measured(result)],
+        boards=[target for target in result["targets"] if not target["on_host"]],
         recipe=yaml.safe_dump(result["recipe"], sort_keys=False),
         provenance=json.dumps(result["provenance"], indent=2),
         headline=_headline(result),
@@ -62,7 +63,7 @@ def _invalid(measured: Mapping[str, Any]) -> str:
 def _headline(result: Mapping[str, Any]) -> list[dict[str, str]]:
     """The tiles at the top: the numbers that people came for."""
     tiles = []
-    for target in result["targets"]:
+    for target in _measured(result):
         row, scoring = _chosen(target), target["scoring"]
         latency, measured = row["measurement"]["latency"], row["measurement"]
         drop = row["accuracy"]["relative_drop"]["estimate"]
@@ -82,6 +83,11 @@ def _headline(result: Mapping[str, Any]) -> list[dict[str, str]]:
             },
         ]
     return tiles
+
+
+def _measured(result: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """Targets that are this machine: their builds have been measured."""
+    return [target for target in result["targets"] if target["on_host"]]
 
 
 def _chosen(target: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -25,8 +25,7 @@ def print_result(result: dict[str, Any], run: RunFolder, console: Console | None
         console.print(f"{entry['id']}: not made, {entry['reason']}", highlight=False)
     _print_sensitivity(result["sensitivity"], run, console)
     for target in result["targets"]:
-        console.print(_builds(target))
-        print_verdict(console, target, run.path)
+        _print_target(console, target, run.path)
     for said in result["distill"]["diagnoses"]:
         console.print(f"{said['level']}: {said['text']}", highlight=False)
     console.print(f"report: {run.report_file}", highlight=False)
@@ -139,8 +138,7 @@ def print_model(result: dict[str, Any], place: Path, console: Console | None = N
         console.print(f"  {entry['id']}: not made, {entry['reason']}", highlight=False)
     _print_sensitivity(result.get("sensitivity"), RunFolder(place), console)
     for target in result.get("targets", ()):
-        console.print(_builds(target))
-        print_verdict(console, target, place)
+        _print_target(console, target, place)
     console.print(f"in {place}", highlight=False)
 
 
@@ -205,6 +203,21 @@ def short_verdict(row: dict[str, Any]) -> str:
     if verdict["chosen"]:
         return "chosen" if verdict["passed"] else "chosen, gate failed"
     return "passed" if verdict["passed"] else "failed"
+
+
+def _print_target(console: Console, target: dict[str, Any], place: Path) -> None:
+    if target["on_host"]:
+        console.print(_builds(target))
+        print_verdict(console, target, place)
+        return
+    console.print(f"For {target['target']}, to be built and judged there:", style="bold", highlight=False)
+    for row in target["builds"]:
+        console.print(
+            f"  {row['id']}: {row['size_bytes'] / 1e6:.2f} MB, opset {row['options']['opset']}", highlight=False
+        )
+    for entry in target["skipped"]:
+        console.print(f"  {entry['id']}: not packed, {entry['reason']}", highlight=False)
+    console.print(f"gate {target['gate']}; next: the README.md of {place / target['bundle']}", highlight=False)
 
 
 def print_verdict(console: Console, target: dict[str, Any], place: Path) -> None:

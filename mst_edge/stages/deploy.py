@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any, Protocol
+from dataclasses import asdict
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,81 +14,32 @@ from mst_edge.core.provenance import provenance
 from mst_edge.core.scoring import OutputSpec, Predictions, scoring_of
 from mst_edge.recipe import Recipe
 from mst_edge.run_folder import RunFolder
+from mst_edge.stages.board import DEVICE_LIMITS, pack_for_board
 from mst_edge.stages.data import Data
 from mst_edge.stages.distill import load_predictions
 from mst_edge.stages.goals import goals_of, protocol_of
+from mst_edge.stages.subject import NOT_JUDGED, DeployWatcher, Subject
 from mst_edge.stages.variants import PARITY_SAMPLES
+from quantize.calibration import FOLDER, load_calibration
+from quantize.schemes.base import Material
 from quantize.variant import Variant
 from targets import measure
+from targets.board import BoardTarget
 from targets.examples import example_files
-from targets.gate import Candidate, Goals, Verdict, compare_accuracy, judge
+from targets.gate import Candidate, Verdict, compare_accuracy, judge
 from targets.pack import PackedBuild, pack
 from targets.spec import Build
 from targets.target import Skipped, get_target
 
-REFERENCE_SAMPLES = 8
-NOT_JUDGED = "not judged"  # what the gate says where samples were random
-# Reference outputs of a bundle: label maps are large.
-_MOST_REFERENCE_BYTES = 4 << 20
 # Largest difference of outputs from the torch student, as a share of the outputs' spread (standard
 # deviation): rounding of float32; 11 bits of mantissa in fp16, 8 in bf16; 256 levels per tensor in int8; 255 or 15
 # levels per block of weights in w8 and w4.
 PARITY_LIMITS = {"fp32": 1e-3, "fp16": 0.05, "bf16": 0.25, "int8": 1.5, "int8-bf16": 1.5, "w8": 0.25, "w4": 1.5}
-# What another device may differ from this one's outputs, on the same scale.
-DEVICE_LIMITS = {"fp32": 1e-3, "fp16": 0.05, "bf16": 0.25, "int8": 0.5, "int8-bf16": 0.5, "w8": 0.05, "w4": 0.05}
-
-
-class DeployWatcher(Protocol):
-    """Who is told how deployment goes: what is done, and what is going on."""
-
-    def step(self, text: str) -> None: ...
-
-    def busy(self, text: str) -> None: ...
 
 
 def stage_name(target: str) -> str:
     """The stage of one target."""
     return f"deploy-{target}"
-
-
-@dataclass(frozen=True)
-class Subject:
-    """What is deployed, and what it is judged by: a run's student, or a model that came as a file.
-
-    Attributes:
-        place: where builds and bundles go.
-        variants: of one model, fp32 first.
-        inputs: file of the samples that judge, ``(samples, *input)``.
-        reference: what the model says of them before any build.
-        truth: ``(samples, ...)`` their targets; None where they have no labels.
-        real: whether samples were recorded.
-        origin: hashes and seeds, for the provenance.
-        examples: files that anyone can try the bundle on.
-        readme: what the bundle's page says the samples are.
-        ours: whether it is a student that we exported ourselves.
-    """
-
-    name: str
-    place: RunFolder
-    variants: list[Variant]
-    inputs: Path
-    reference: Predictions
-    truth: NDArray[Any] | None
-    goals: Goals
-    protocol: measure.Protocol
-    threads: int
-    licence: str
-    origin: Mapping[str, Any]
-    examples: Mapping[str, bytes]
-    readme: str
-    tokenizer: Path | None = None
-    real: bool = True
-    ours: bool = True
-
-    @property
-    def output(self) -> OutputSpec:
-        """What the model's one output means."""
-        return self.variants[0].output
 
 
 def run_deploy(
@@ -122,6 +71,12 @@ def run_deploy(
         origin={"recipe_sha256": recipe.sha256(), "data_sha256": data.dataset.fingerprint, "seed": recipe.seed},
         examples=example_files(variants[0].input, recorded, truth, variants[0].output.names),
         readme="test samples",
+        material=Material(
+            variants[0],
+            load_calibration(run.variants / FOLDER),
+            recipe.quantize.calibration.calibrator,
+            recipe.quantize.exclude,
+        ),
         tokenizer=tokenizer if tokenizer.is_file() else None,
     )
     record = deploy(subject, target_name, watcher)
@@ -130,8 +85,13 @@ def run_deploy(
 
 
 def deploy(subject: Subject, target_name: str, watcher: DeployWatcher) -> dict[str, Any]:
-    """Builds every variant for one target, measures and judges the builds, packs the chosen one."""
+    """Builds every variant for one target, measures and judges the builds, packs the chosen one.
+
+    For a target that is not this machine it packs what can be built, measured and judged there.
+    """
     target = get_target(target_name)
+    if isinstance(target, BoardTarget):
+        return pack_for_board(subject, target, watcher)
     builds: list[Build] = []
     skipped: list[Skipped] = []
     place = subject.place.builds(target_name)
@@ -155,6 +115,7 @@ def deploy(subject: Subject, target_name: str, watcher: DeployWatcher) -> dict[s
     passed = any(v.chosen and v.passed for v in verdicts)
     record = {
         "target": target_name,
+        "on_host": True,
         "summary": target.spec.summary,
         "threads": subject.threads,
         "scoring": scoring.describe(),
@@ -221,7 +182,7 @@ def _pack(
     record: dict[str, Any],
 ) -> None:
     reference = subject.reference.outputs
-    count = max(1, min(REFERENCE_SAMPLES, _MOST_REFERENCE_BYTES // reference[0].nbytes))
+    count = subject.reference_count
     inputs = np.load(subject.inputs, mmap_mode="r", allow_pickle=False)
     spread = scoring_of(subject.output).spread(reference)
     packed = [

@@ -17,9 +17,10 @@ from mst_edge.core.provenance import provenance
 from mst_edge.core.scoring import scoring_of
 from mst_edge.recipe import GoalsSection, MeasureSection, MixedSection, QuantizeSection
 from mst_edge.run_folder import RunFolder
-from mst_edge.stages.deploy import NOT_JUDGED, DeployWatcher, Subject, deploy
-from mst_edge.stages.mixed import Judge, search_for
+from mst_edge.stages.deploy import deploy
+from mst_edge.stages.mixed import Judge, measurable, search_for
 from mst_edge.stages.sensitivity import report_sensitivity
+from mst_edge.stages.subject import DeployWatcher, Subject, overall
 from mst_edge.stages.variants import SEARCH, variant_row
 from quantize.api import PreparedModel, make_variants, prepare_model
 from quantize.foreign import Shapes
@@ -123,12 +124,11 @@ def deploy_model(request: Request, targets: Sequence[str], watcher: DeployWatche
     """
     for name in targets:
         get_target(name)
-    record, made, variants = quantize_model(request, targets, watcher.step)
+    record, made, variants = quantize_model(request, measurable(targets), watcher.step)
     watcher.step(f"made {', '.join(variant.name for variant in variants)}")
     subject = _subject(request, made, variants)
     record["targets"] = [deploy(subject, name, watcher) for name in targets]
-    verdicts = [target["gate"] for target in record["targets"]]
-    record["gate"] = NOT_JUDGED if NOT_JUDGED in verdicts else "failed" if "failed" in verdicts else "passed"
+    record["gate"] = overall(record["targets"])
     write_json(subject.place.result_file, record)
     return record
 
@@ -145,7 +145,7 @@ def _require_fitting(schemes: Sequence[str], request: Request, targets: Sequence
         if issubclass(scheme, (Int8Qat, InTorch)):
             raise UserError(f"{name} takes a run, not an ONNX file", where="--scheme", fix="take int8-static")
         if scheme.per_target and not targets:
-            raise UserError(f"{name} measures on a target", where="--scheme", fix="take `mst-edge deploy --target`")
+            raise UserError(f"{name} measures on a target", where="--scheme", fix="take `mst-edge deploy --target cpu`")
         if scheme.per_target and request.calibration is None:
             raise UserError(f"{name} judges by real samples", where="--scheme", fix="give them as --calibration")
 
@@ -186,6 +186,7 @@ def _subject(request: Request, made: PreparedModel, variants: list[Variant]) -> 
             made.source.input, sample, nameless if made.truth is None else made.truth, made.source.output.names
         ),
         readme="samples that did not calibrate" if made.said["real"] else "random samples",
+        material=made.material(exclude=request.exclude),
         real=made.said["real"],
         ours=False,
     )

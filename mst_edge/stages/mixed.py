@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -39,6 +39,11 @@ class Judge:
     samples: Calibration
     goals: Goals
     threads: int
+
+
+def measurable(targets: Iterable[str]) -> tuple[str, ...]:
+    """Those of the targets that a search can measure on: this machine."""
+    return tuple(name for name in targets if get_target(name).spec.on_host)
 
 
 def search_for(

@@ -50,12 +50,17 @@ def report_numerics(run: RunFolder, names: Sequence[str], say: Callable[[str], N
 
 
 def _chosen(run: RunFolder, names: Sequence[str]) -> list[Build]:
-    """Builds called ``names``, of all targets.
+    """Builds called ``names``, of all targets on this machine.
 
     Raises:
         UserError: there is none of that name.
     """
-    every = {row["id"]: target["target"] for target in run.result()["targets"] for row in target["builds"]}
+    every = {
+        row["id"]: target["target"]
+        for target in run.result()["targets"]
+        if target["on_host"]
+        for row in target["builds"]
+    }
     if not every:
         raise UserError("has no builds", where=run.path, fix="finish the run")
     for name in names:

@@ -52,9 +52,10 @@ def profile(
         place: a folder for builds and samples, empty.
 
     Raises:
-        UserError: neither a bundle nor a model, or no runtime here runs it.
+        UserError: neither a bundle nor a model, no runtime here runs it, or the target is not this machine.
     """
     target = get_target(target_name)
+    target.require_host()
     if not path.exists():
         raise UserError("neither a bundle nor an ONNX file", where=path)
     if path.is_dir() or path.suffix == ".zip":

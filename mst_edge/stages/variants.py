@@ -17,7 +17,7 @@ from mst_edge.run_folder import RunFolder
 from mst_edge.stages.data import Data, save_evaluation
 from mst_edge.stages.distill import save_predictions
 from mst_edge.stages.goals import goals_of
-from mst_edge.stages.mixed import Judge, search_for
+from mst_edge.stages.mixed import Judge, measurable, search_for
 from mst_edge.stages.qat import teaching
 from mst_edge.stages.sensitivity import report_sensitivity
 from quantize.api import make_variants
@@ -65,7 +65,7 @@ def run_variants(
     def search(target: str) -> Search:
         return search_for(material.source, judge, said.mixed, target, run.variants / SEARCH / target, say)
 
-    made, skipped = make_variants(material, said.schemes, run.variants, dict.fromkeys(recipe.targets, search))
+    made, skipped = make_variants(material, said.schemes, run.variants, dict.fromkeys(measurable(recipe.targets), search))
     record = {
         "variants": [variant_row(variant) for variant in [material.source, *made]],
         "skipped": skipped,

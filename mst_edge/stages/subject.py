@@ -1,0 +1,83 @@
+"""What is deployed, and what it is judged by."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from numpy.typing import NDArray
+
+from mst_edge.core.scoring import OutputSpec, Predictions
+from mst_edge.run_folder import RunFolder
+from quantize.schemes.base import Material
+from quantize.variant import Variant
+from targets import measure
+from targets.gate import Goals
+
+NOT_JUDGED = "not judged"  # what the gate says of random samples, and of what has not run on its device yet
+_REFERENCE_SAMPLES = 8
+# Label maps are large.
+_MOST_REFERENCE_BYTES = 4 << 20
+
+
+def overall(deployed: Sequence[Mapping[str, Any]]) -> str:
+    """The gate over all targets."""
+    verdicts = {record["gate"] for record in deployed}
+    return next((said for said in ("failed", NOT_JUDGED, "passed") if said in verdicts), "not run")
+
+
+class DeployWatcher(Protocol):
+    """Who is told how deployment goes: what is done, and what is going on."""
+
+    def step(self, text: str) -> None: ...
+
+    def busy(self, text: str) -> None: ...
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is deployed, and what it is judged by: a run's student, or a model that came as a file.
+
+    Attributes:
+        place: where builds and bundles go.
+        variants: of one model, fp32 first.
+        inputs: file of the samples that judge, ``(samples, *input)``.
+        reference: what the model says of them before any build.
+        truth: ``(samples, ...)`` their targets; None where they have no labels.
+        real: whether samples were recorded.
+        origin: hashes and seeds, for the provenance.
+        examples: files that anyone can try the bundle on.
+        readme: what the bundle's page says the samples are.
+        material: what variants of further schemes are made of, for a target that takes others than were asked for.
+        ours: whether it is a student that we exported ourselves.
+    """
+
+    name: str
+    place: RunFolder
+    variants: list[Variant]
+    inputs: Path
+    reference: Predictions
+    truth: NDArray[Any] | None
+    goals: Goals
+    protocol: measure.Protocol
+    threads: int
+    licence: str
+    origin: Mapping[str, Any]
+    examples: Mapping[str, bytes]
+    readme: str
+    material: Material
+    tokenizer: Path | None = None
+    real: bool = True
+    ours: bool = True
+
+    @property
+    def output(self) -> OutputSpec:
+        """What the model's one output means."""
+        return self.variants[0].output
+
+    @property
+    def reference_count(self) -> int:
+        """How many samples a bundle carries with their outputs."""
+        return max(1, min(_REFERENCE_SAMPLES, _MOST_REFERENCE_BYTES // self.reference.outputs[0].nbytes))

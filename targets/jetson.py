@@ -1,0 +1,163 @@
+"""NVIDIA Jetson boards: ONNX files that TensorRT reads, and the scripts that do on the board what only it can.
+
+Which TensorRT a board has, and with it the flags of a build, is found out there: see ``apps.runtime.board``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import numpy_helper
+
+from mst_edge.core.files import atomic_path
+from quantize.variant import MODEL, Variant
+from targets.board import BoardTarget
+from targets.pack import script
+from targets.spec import Build, TargetSpec, load_build
+from targets.target import Skipped
+
+RUNTIME = "tensorrt"
+_PRECISIONS = ("fp32", "fp16", "int8")
+_LINEAR = ("QuantizeLinear", "DequantizeLinear")
+_BUILD = """\
+#!/bin/sh
+# Compiles the models of this bundle with the TensorRT that is installed here. Options: ./build.sh --help
+exec python3 -B "$(dirname "$0")/build.py" "$@"
+"""
+
+
+class JetsonTarget(BoardTarget):
+    """A Jetson with JetPack: TensorRT, its Python binding, numpy and python3, nothing to install."""
+
+    schemes: ClassVar = ("fp16", "int8-symmetric")
+
+    def prepare(self, variants: list[Variant], folder: Path) -> Iterator[Build | Skipped]:
+        for variant in variants:
+            build_id = f"{RUNTIME}-{variant.name}"
+            if variant.precision not in _PRECISIONS:
+                yield Skipped(build_id, f"TensorRT's explicit precision has no {variant.precision} of this kind")
+                continue
+            model = onnx.load(variant.model)
+            problem = unfit(model)
+            yield Skipped(build_id, problem) if problem else _staged(self.spec.name, variant, model, folder / build_id)
+
+    def carried(self) -> Mapping[str, Path | str]:
+        tools = {
+            f"runtime/board/{entry.name}": Path(str(entry))
+            for entry in resources.files("apps.runtime.board").iterdir()
+            if entry.name.endswith(".py")
+        }
+        return {
+            **tools,
+            "build.sh": _BUILD,
+            "build.py": script("board.build", "Compiles the models of this bundle"),
+            "check.py": script("board.check", "Proves that what was compiled here computes what it should"),
+            "bench.py": script("board.bench", "Measures latency and energy of what was compiled here"),
+        }
+
+    def guide(self) -> str:
+        return f"""On the board, a {self.spec.summary}, with JetPack 6.1 or newer as it was flashed:
+
+    sh build.sh                  # compiles an engine per model, with the flags of the TensorRT that is there
+    python3 check.py             # numerics against the reference, then accuracy on samples with labels
+    python3 bench.py             # latency, energy per inference, clocks, throttling; chooses a build
+    python3 run.py examples/*    # answers, from the chosen build
+
+Each writes what it found to `result.json`: bring that file home into this bundle's folder.
+"""
+
+
+class OrinNano(JetsonTarget):
+    """Jetson Orin Nano."""
+
+    spec = TargetSpec("jetson-orin-nano", "Jetson Orin Nano", (), on_host=False)
+
+
+class OrinNx(JetsonTarget):
+    """Jetson Orin NX."""
+
+    spec = TargetSpec("jetson-orin-nx", "Jetson Orin NX", (), on_host=False)
+
+
+class AgxOrin(JetsonTarget):
+    """Jetson AGX Orin."""
+
+    spec = TargetSpec("jetson-agx-orin", "Jetson AGX Orin", (), on_host=False)
+
+
+class Thor(JetsonTarget):
+    """Jetson AGX Thor, and T5000 and T4000 modules."""
+
+    spec = TargetSpec("jetson-thor", "Jetson Thor", (), on_host=False)
+
+
+def unfit(model: onnx.ModelProto) -> str:
+    """Why TensorRT does not take a model; empty where nothing is known against it.
+
+    With explicit precision TensorRT takes QuantizeLinear and DequantizeLinear with signed 8-bit values and zero point
+    0, and none of ONNX Runtime's own operators.
+    """
+    held = {tensor.name: tensor for tensor in model.graph.initializer}
+    for node in model.graph.node:
+        if node.domain not in ("", "ai.onnx"):
+            return f"holds {node.domain}.{node.op_type}, which is ONNX Runtime's own"
+        if node.op_type in ("DynamicQuantizeLinear", "MatMulInteger", "ConvInteger") or node.op_type.startswith("QLin"):
+            return f"holds {node.op_type}, which TensorRT does not take"
+        if node.op_type in _LINEAR and len(node.input) > 2:
+            zero = numpy_helper.to_array(held[node.input[2]]) if node.input[2] in held else None
+            if zero is None or zero.dtype not in (np.int8, np.int32) or zero.any():
+                return "is not symmetric: TensorRT takes signed 8-bit values with zero point 0 (int8-symmetric)"
+    return ""
+
+
+def float_biases(model: onnx.ModelProto) -> int:
+    """Replaces biases kept as 32-bit integers by their values in float; returns how many.
+
+    ONNX Runtime's quantizer dequantizes them in the graph. TensorRT takes 8-bit inputs of DequantizeLinear alone, and
+    adds biases in float whatever they are stored as.
+    """
+    held = {tensor.name: tensor for tensor in model.graph.initializer}
+    changed = [
+        node
+        for node in model.graph.node
+        if node.op_type == "DequantizeLinear"
+        and node.input[0] in held
+        and held[node.input[0]].data_type == onnx.TensorProto.INT32
+    ]
+    for node in changed:
+        whole, scale = (numpy_helper.to_array(held[name]) for name in node.input[:2])
+        value: NDArray[Any] = whole.astype(np.float64) * scale
+        model.graph.initializer.append(numpy_helper.from_array(value.astype(scale.dtype), node.output[0]))
+        model.graph.node.remove(node)
+    read = {name for node in model.graph.node for name in node.input}
+    for tensor in [tensor for tensor in model.graph.initializer if tensor.name not in read]:
+        model.graph.initializer.remove(tensor)
+    return len(changed)
+
+
+def _staged(target: str, variant: Variant, model: onnx.ModelProto, folder: Path) -> Build:
+    float_biases(model)
+    onnx.checker.check_model(model)
+    opset = next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
+    free = [not dim.HasField("dim_value") for dim in model.graph.input[0].type.tensor_type.shape.dim]
+    with atomic_path(folder) as temporary:
+        temporary.mkdir()
+        onnx.save(model, temporary / MODEL)
+        Build(
+            id=folder.name,
+            target=target,
+            runtime=RUNTIME,
+            precision=variant.precision,
+            variant=variant.name,
+            folder=temporary,
+            model=MODEL,
+            options={"opset": opset, "free_axes": any(free)},
+            facts={"scheme": variant.scheme},
+        ).save()
+    return load_build(folder)
