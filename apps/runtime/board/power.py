@@ -96,9 +96,10 @@ class Watch:
 
     def _read(self) -> None:
         assert self._process.stdout is not None
-        for line in self._process.stdout:
-            self._readings.append((time.perf_counter(), parse_line(line)))
-            self._look()
+        with self._process.stdout as lines:
+            for line in lines:
+                self._readings.append((time.perf_counter(), parse_line(line)))
+                self._look()
 
     def _look(self) -> None:
         self._alerts |= _alerts(self._root)

@@ -18,7 +18,7 @@ _MODE = re.compile(r"^NV Power Mode:\s*(\S+)", re.MULTILINE)
 _MODE_NUMBER = re.compile(r"^\s*(\d+)\s*$", re.MULTILINE)
 _CLOCK = re.compile(r"^(?P<unit>cpu\d+|GPU|EMC)\b(?P<rest>.*)$", re.MULTILINE)
 _FREQUENCY = re.compile(r"(Min|Max|Current)Freq=(\d+)")
-_LAST_WORDS = 800
+_LAST_WORDS = 400
 
 
 @dataclass(frozen=True)
@@ -30,8 +30,10 @@ class Said:
 
     @property
     def last_words(self) -> str:
-        """The end of it, on one line."""
-        return " ".join(self.text.split())[-_LAST_WORDS:]
+        """The end of what it calls errors, or of all that it said, on one line."""
+        lines = self.text.splitlines()
+        errors = [line for line in lines if "[E]" in line] or lines
+        return " ".join(" ".join(errors).split())[-_LAST_WORDS:]
 
 
 def ask(command: Sequence[str], seconds: float | None = 30.0) -> Said:
