@@ -9,15 +9,18 @@ from typing import Any
 import typer
 
 from apps.runtime import Bundle
+from apps.runtime.board.check import INPUTS
 from apps.runtime.manifest import MANIFEST
 from mst_edge.core.errors import UserError
+from mst_edge.homecoming import judge_board
 from mst_edge.run_folder import RunFolder
 
 
 def check_path(path: Path) -> dict[str, Any]:
     """The verdict on a run folder, or on a bundle.
 
-    A bundle is verified file by file, and its reference inputs are run on this machine.
+    A bundle is verified file by file, and its reference inputs are run on this machine; one for a board is judged by
+    what the board found.
 
     Raises:
         UserError: neither a run nor a bundle.
@@ -35,7 +38,8 @@ def print_check(record: dict[str, Any], *, as_json: bool) -> None:
         typer.echo(json.dumps(record))
         return
     for entry in record["checks"]:
-        typer.echo(f"{entry['target']}: gate {entry['gate']} with {entry['build']}")
+        build = "" if entry["build"] is None else f" with {entry['build']}"
+        typer.echo(f"{entry['target']}: gate {entry['gate']}{build}")
         for check in entry["goals"]:
             typer.echo(f"  {'ok  ' if check['passed'] else 'FAIL'}  {check['goal']}: {check['text']}")
     against = record.get("against")
@@ -66,6 +70,9 @@ def _check_run(run: RunFolder) -> dict[str, Any]:
 
 def _check_bundle(path: Path) -> dict[str, Any]:
     with Bundle.open(path) as bundle:
+        if INPUTS in bundle.manifest.files:  # it carries samples to be judged by where it runs
+            entry = judge_board(bundle)
+            return {"path": str(path), "gate": entry["gate"], "checks": [entry]}
         difference = bundle.self_test()
         manifest = bundle.manifest
         goals = [

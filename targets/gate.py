@@ -287,9 +287,9 @@ def _times(ratio: Interval) -> str:
 
 def _checks(candidate: Candidate, goals: Goals) -> list[Check]:
     latency, size_mb = candidate.measurement.latency, candidate.measurement.size_bytes / 1e6
-    checks = [_parity_check(candidate), *_drift_checks(candidate.drift, goals.drift)]
+    checks = [_parity_check(candidate), *drift_checks(candidate.drift, goals.drift)]
     if candidate.accuracy is not None:
-        checks += _accuracy_checks(candidate.accuracy, goals.accuracy)
+        checks += accuracy_checks(candidate.accuracy, goals.accuracy)
     if not candidate.real:
         checks.append(Check("samples.real", False, "calibrated and judged on random samples: not for accuracy"))
     problems = candidate.measurement.problems
@@ -320,7 +320,8 @@ def _parity_check(candidate: Candidate) -> Check:
     )
 
 
-def _drift_checks(drift: Drift, goal: DriftGoal) -> list[Check]:
+def drift_checks(drift: Drift, goal: DriftGoal) -> list[Check]:
+    """Limits on drift, one check each."""
     checks = []
     if goal.min_agreement is not None:
         text = f"{drift.agreement:.2%} of answers as the fp32 model's, at least {goal.min_agreement:.2%}"
@@ -333,7 +334,8 @@ def _drift_checks(drift: Drift, goal: DriftGoal) -> list[Check]:
     return checks
 
 
-def _accuracy_checks(accuracy: Accuracy, goal: AccuracyGoal) -> list[Check]:
+def accuracy_checks(accuracy: Accuracy, goal: AccuracyGoal) -> list[Check]:
+    """Limits on accuracy, one check each."""
     checks = []
     sure = " (bound of the 95 % interval)" if goal.confident else ""
     found = f"{accuracy.label} {accuracy.value:.2%}"

@@ -69,7 +69,8 @@ class JetsonTarget(BoardTarget):
     python3 bench.py             # latency, energy per inference, clocks, throttling; chooses a build
     python3 run.py examples/*    # answers, from the chosen build
 
-Each writes what it found to `result.json`: bring that file home into this bundle's folder.
+Each writes what it found to `result.json`. Bring that file and the folder `outputs` home into this bundle's folder;
+`mst-edge check` of the folder then says what the gate says.
 """
 
 

@@ -13,10 +13,12 @@ from numpy.typing import NDArray
 from ..bundle import Bundle
 from ..errors import BundleError
 from ..manifest import BuildEntry, Manifest, inside
+from ..tensorrt_engine import sha256
 from .results import part, read_result, write_result
 from .score import METRICS, score
 
 INPUTS, TARGET, FP32 = "evaluation/inputs.npy", "evaluation/target.npy", "evaluation/fp32.npy"
+OUTPUTS = "outputs"  # folder of what the engines say of INPUTS, to be judged where the bundle was packed
 
 
 def main(folder: Path, arguments: list[str] | None = None) -> int:
@@ -48,6 +50,7 @@ def _check(bundle: Bundle, entry: BuildEntry) -> dict[str, Any]:
     except BundleError as error:
         return {"passed": False, "problem": str(error)}
     found: dict[str, Any] = {
+        "outputs_sha256": _keep(bundle.folder / OUTPUTS / f"{entry.id}.npy", outputs),
         "passed": bool(np.isfinite(outputs).all()),
         "problem": "" if np.isfinite(outputs).all() else "answers with NaN or infinity",
         "difference": difference,
@@ -65,6 +68,20 @@ def _check(bundle: Bundle, entry: BuildEntry) -> dict[str, Any]:
 
 def _outputs(bundle: Bundle) -> NDArray[np.float32]:
     return np.concatenate([bundle.outputs(sample[None]) for sample in _array(bundle, INPUTS)])
+
+
+def _keep(path: Path, outputs: NDArray[np.float32]) -> str:
+    """Writes outputs; returns the file's sha256.
+
+    Raises:
+        BundleError: it cannot be written, because the disk is full, say.
+    """
+    try:
+        path.parent.mkdir(exist_ok=True)
+        np.save(path, outputs, allow_pickle=False)
+    except OSError as error:
+        raise BundleError(f"cannot be written ({error.strerror})", where=path) from None
+    return sha256(path)
 
 
 def _agreement(outputs: NDArray[np.float32], reference: NDArray[np.float32], manifest: Manifest) -> float:

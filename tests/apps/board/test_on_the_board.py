@@ -104,6 +104,44 @@ def test_from_a_fresh_board_to_numbers(bundle, board):
     assert {json.loads(line)["build"] for line in answered.out.splitlines()} == {found["chosen"]}
 
 
+def test_what_comes_home_is_judged_by_the_gate(packed, bundle, board, tmp_path):
+    home = shutil.copytree(packed / "bundles" / "jetson-orin-nano", tmp_path / "home")
+    waiting = check(home)
+    assert waiting["gate"] == "not judged"
+    assert "no result.json yet" in waiting["goals"][0]["text"]
+    for command in (["sh", "build.sh"], ["python3", "check.py"], BENCH):
+        board.run(bundle, *command)
+    shutil.copy(bundle / "result.json", home)
+    done = CliRunner().invoke(app, ["check", str(home)])
+    assert "did not come home; copy outputs/ from the board, with result.json" in str(done.exception)
+    shutil.copytree(bundle / "outputs", home / "outputs")
+    judged = check(home)
+    assert judged["gate"] == "passed"
+    assert judged["build"] == result(bundle)["chosen"]
+    said = {goal["goal"]: goal["passed"] for goal in judged["goals"]}
+    assert said == dict.fromkeys(["board.numerics", "accuracy.max_relative_drop_percent", "board.measurement"], True)
+    found = result(home)
+    for about in found["builds"].values():  # a board that got too hot
+        about["bench"] |= {"valid": False, "throttled": ["gpu-throttle-alert"]}
+    (home / "result.json").write_text(json.dumps(found))
+    hot = check(home)
+    assert hot["gate"] == "failed"
+    assert hot["goals"][-1] == {"goal": "board.measurement", "passed": False, "text": "gpu-throttle-alert"}
+    for name in IDS:
+        file = home / "outputs" / f"{name}.npy"
+        np.save(file, -np.load(file))
+    done = CliRunner().invoke(app, ["check", str(home)])
+    assert "is not what result.json is about" in str(done.exception)
+
+
+def check(bundle):
+    """``mst-edge check --json`` of one bundle: its exit code is the verdict."""
+    done = CliRunner().invoke(app, ["check", str(bundle), "--json"])
+    record = json.loads(done.output)
+    assert done.exit_code == (0 if record["gate"] == "passed" else 1)
+    return record["checks"][0]
+
+
 def test_accuracy_is_that_of_the_labels_it_carries(bundle, board):
     board.run(bundle, "sh", "build.sh")
     board.run(bundle, "python3", "check.py")

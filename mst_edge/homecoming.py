@@ -1,0 +1,93 @@
+"""What a board found of its bundle, brought home as ``result.json`` and ``outputs/``: judged here, by the same gate."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from apps.runtime import Bundle
+from apps.runtime.board.bench import choose
+from apps.runtime.board.check import FP32, OUTPUTS, TARGET
+from apps.runtime.board.results import RESULT, read_result
+from apps.runtime.manifest import Manifest, inside
+from mst_edge.core.errors import UserError
+from mst_edge.core.files import sha256_file
+from mst_edge.core.scoring import OutputSpec, Predictions, scoring_of
+from mst_edge.stages.subject import NOT_JUDGED
+from targets.gate import AccuracyGoal, Check, DriftGoal, accuracy_checks, compare_accuracy, drift_checks
+
+
+def judge_board(bundle: Bundle) -> dict[str, Any]:
+    """The verdict on a bundle that was built on a board, as ``mst-edge check`` prints it.
+
+    Every build that the board checked is judged on the outputs that it gave there; of those that reach every goal, the
+    choice is as on the board: the fastest at p90, an int8 build only where it gains enough.
+
+    Raises:
+        UserError: outputs did not come home, or are not those that the board wrote.
+    """
+    manifest = bundle.manifest
+    entry: dict[str, Any] = {"target": manifest.target, "build": None, "gate": NOT_JUDGED, "goals": []}
+    if not (bundle.folder / RESULT).is_file():
+        text = f"no {RESULT} yet: build, check and measure it on the board, see README.md"
+        return {**entry, "goals": [asdict(Check("board", False, text))]}
+    found = read_result(bundle.folder, manifest)["builds"]
+    checks = {build.id: list(_checks(bundle, build.id, found.get(build.id, {}))) for build in manifest.builds}
+    passing = {name: found[name] for name, said in checks.items() if all(check.passed for check in said)}
+    winner = choose(manifest, passing)
+    gate = "failed" if winner is None else "passed" if manifest.gate["real"] else NOT_JUDGED
+    shown = winner or min(checks, key=lambda name: sum(not check.passed for check in checks[name]))
+    return {**entry, "build": shown, "gate": gate, "goals": [asdict(check) for check in checks[shown]]}
+
+
+def _checks(bundle: Bundle, build_id: str, found: Mapping[str, Any]) -> Iterator[Check]:
+    """Every goal for one build, as far as the board got with it."""
+    for stage in ("build", "check", "bench"):
+        if stage not in found:
+            yield Check(f"board.{stage}", False, "was not done on the board")
+            return
+        problem = found[stage].get("problem", "")
+        if problem:
+            yield Check(f"board.{stage}", False, problem)
+            return
+    goals, check, bench = bundle.manifest.gate["goals"], found["check"], found["bench"]
+    off = f"outputs differ by at most {check['difference']:.2g} from the reference, {check['tolerance']:.2g} allowed"
+    yield Check("board.numerics", check["difference"] <= check["tolerance"], off)
+    yield from _answers(bundle, build_id, check)
+    watched = bench["watch_problem"] or ", ".join(bench["throttled"]) or "no throttling seen"
+    yield Check("board.measurement", bench["valid"], watched)
+    for name, limit in goals["latency"].items():
+        if limit is not None:
+            value = bench["latency"][name]
+            yield Check(f"latency.{name}", value <= limit, f"{value:.3g} ms, at most {limit:g} ms")
+
+
+def _answers(bundle: Bundle, build_id: str, check: Mapping[str, Any]) -> Iterator[Check]:
+    """Accuracy and drift beside the fp32 model, on the samples that the bundle carries."""
+    manifest = bundle.manifest
+    file = inside(bundle.folder, f"{OUTPUTS}/{build_id}.npy")
+    if not file.is_file():
+        raise UserError("did not come home", where=file, fix=f"copy {OUTPUTS}/ from the board, with {RESULT}")
+    if sha256_file(file) != check["outputs_sha256"]:
+        raise UserError(f"is not what {RESULT} is about", where=file, fix="copy both from the board again")
+    scoring = scoring_of(_output(manifest))
+    said, reference = (_predictions(path, manifest) for path in (file, inside(bundle.folder, FP32)))
+    yield from drift_checks(scoring.drift(said, reference), DriftGoal(**manifest.gate["goals"]["drift"]))
+    if TARGET in manifest.files:
+        target = np.load(inside(bundle.folder, TARGET), allow_pickle=False)
+        accuracy = compare_accuracy(said.answers, reference.answers, target, scoring)
+        yield from accuracy_checks(accuracy, AccuracyGoal(**manifest.gate["goals"]["accuracy"]))
+
+
+def _predictions(path: Path, manifest: Manifest) -> Predictions:
+    outputs: NDArray[np.float32] = np.load(path, allow_pickle=False)
+    return Predictions(scoring_of(_output(manifest)).answers(outputs), outputs)
+
+
+def _output(manifest: Manifest) -> OutputSpec:
+    return OutputSpec(manifest.task, manifest.labels, manifest.units, manifest.ignore_label, manifest.scale)
