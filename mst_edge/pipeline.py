@@ -18,6 +18,7 @@ from mst_edge.stages import deploy, variants
 from mst_edge.stages.data import Data, prepare
 from mst_edge.stages.distill import STAGE as DISTILL
 from mst_edge.stages.distill import checked_methods, make_lab, pick_device, run_distill
+from mst_edge.stages.mixed import check_search
 from mst_edge.stages.qat import check_training
 from mst_edge.stages.subject import overall
 from quantize.schemes.base import require_schemes
@@ -64,6 +65,7 @@ def run_recipe(recipe: Recipe, run: RunFolder, options: RunOptions, watcher: Wat
     targets = [get_target(name) for name in recipe.targets]  # fail on a wrong name before training
     if options.until != "distill":
         require_schemes(recipe.quantize.schemes)
+        check_search(recipe)
     processes = options.processes
     processes.wait()  # till all have seen the folder as it was
     if processes.first:

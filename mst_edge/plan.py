@@ -93,6 +93,9 @@ def make_plan(recipe: Recipe, data_root: Path | None, device: str) -> Plan:
     steps = [Step("data", f"{len(data.dataset)} samples, split and featurised (done now)", prepared)]
     steps += [_training_step(phase, costs, len(data.splits["train"])) for phase in work]
     for target in targets:
+        if not target.spec.on_host:
+            steps.append(Step(f"deploy to {target.spec.name}", "models, packed to be built there", _SECONDS_PER_BUILD))
+            continue
         names = [name for name, probe in target.probe().items() if probe.available]
         builds = 3 * len(names)
         steps.append(

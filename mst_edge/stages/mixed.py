@@ -11,11 +11,13 @@ from pathlib import Path
 import numpy as np
 import onnx
 
+from mst_edge.core.errors import UserError
 from mst_edge.core.scoring import Predictions, scoring_of
 from mst_edge.recipe import MixedSection
 from quantize.calibration import Calibration
 from quantize.mixed import Search, Tried
 from quantize.qdq import in_float
+from quantize.schemes.base import SCHEMES
 from quantize.variant import MODEL, Variant
 from targets.gate import Goals, compare_accuracy, drift_shortfall, halved, shortfall
 from targets.measure import Measurement, Protocol, measure
@@ -44,6 +46,21 @@ class Judge:
 def measurable(targets: Iterable[str]) -> tuple[str, ...]:
     """Those of the targets that a search can measure on: this machine."""
     return tuple(name for name in targets if get_target(name).spec.on_host)
+
+
+def check_search(recipe: Recipe) -> None:
+    """Makes sure that schemes which measure have a target to measure on.
+
+    Raises:
+        UserError: all of the recipe's targets are devices of their own.
+    """
+    searching = [name for name in recipe.quantize.schemes if SCHEMES.get(name).per_target]
+    if searching and not measurable(recipe):
+        raise UserError(
+            f"{searching[0]} measures on a target, and none of {', '.join(recipe.targets)} is this machine",
+            where="quantize.schemes",
+            fix="leave it out, or add cpu to targets",
+        )
 
 
 def search_for(

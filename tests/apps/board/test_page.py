@@ -1,0 +1,77 @@
+"""docs/jetson.md does what it says: its commands, in its order, on a board of paper."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import shutil
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from apps.runtime.board.dialect import ALWAYS_TYPED, TYPED, WEAK
+from mst_edge.cli.app import app
+from targets.board import BoardTarget
+from targets.target import get_target, target_names
+from tests.apps.board.fakes import paper_board
+from tests.conftest import ROOT
+from tests.quantize.foreign_models import classifier, pictures, save
+
+PAGE = (ROOT / "docs" / "jetson.md").read_text(encoding="utf-8")
+HOST, COPY, BOARD, HOME = (block.split("\n") for block in re.findall(r"```sh\n(.*?)\n```", PAGE, re.DOTALL))
+
+
+@pytest.mark.skipif(shutil.which("cc") is None, reason="needs a C compiler for the stand-in of libcudart")
+def test_its_commands_lead_from_a_model_to_a_verdict(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    save(classifier(), tmp_path / "net.onnx")
+    (tmp_path / "samples").mkdir()
+    np.save(tmp_path / "samples" / "inputs.npy", pictures(60))
+    for command in HOST[1:]:
+        done = CliRunner().invoke(app, shlex.split(command)[1:])
+        assert done.exit_code == 0, done.output
+    (copied,) = COPY
+    place = tmp_path / shlex.split(copied)[2]
+    bundle = shutil.copytree(place, tmp_path / "bundle")
+    board = paper_board(tmp_path / "bin")
+    commands = [shlex.split(line) for line in BOARD]
+    assert [line[0] for line in commands[:3]] == ["sudo", "sudo", "cd"]
+    for command in commands[3:]:
+        short = ["--seconds", "0.2", "--idle-seconds", "0.1"] if "bench.py" in command else []
+        files = [str(file) for pattern in command if "*" in pattern for file in bundle.glob(pattern)]
+        done = board.run(bundle, *[part for part in command if "*" not in part], *files, *short)
+        assert (done.code, done.err) == (0, ""), command
+    fetched, judged = (shlex.split(line) for line in HOME)
+    for path in fetched[2:-1]:
+        name = path.rpartition("/")[2]
+        copy = shutil.copytree if (bundle / name).is_dir() else shutil.copy
+        copy(bundle / name, place / name)
+    done = CliRunner().invoke(app, judged[1:])
+    assert done.exit_code == 0, done.output
+    assert "gate passed with tensorrt-" in done.output
+
+
+def test_a_finished_run_is_packed_beside_what_it_has(finished_run, tmp_path):
+    run = shutil.copytree(finished_run, tmp_path / "runs" / "small")
+    command = shlex.split(HOST[0])
+    command[2] = str(run)
+    done = CliRunner().invoke(app, command[1:])
+    assert done.exit_code == 0, done.output
+    assert "gate not judged" in done.output
+    page = (run / "report.html").read_text(encoding="utf-8")
+    assert "Target jetson-orin-nano" in page
+    assert "tensorrt-int8-symmetric" in page
+    verdict = CliRunner().invoke(app, ["check", str(run)])
+    assert verdict.exit_code == 1
+    assert "jetson-orin-nano: gate not judged" in verdict.output
+    assert "cpu: gate passed with" in verdict.output
+
+
+def test_it_names_every_board_and_the_flags_as_they_are():
+    for name in target_names():
+        if isinstance(get_target(name), BoardTarget) and name.startswith("jetson"):
+            assert f"`{name}`" in PAGE
+    for dialect in (WEAK, TYPED, ALWAYS_TYPED):
+        flags = (f"`{' '.join(said)}`" if said else "none" for said in dialect.flags.values())
+        assert f"| {dialect.name} | {' | '.join(flags)} |" in PAGE
