@@ -13,7 +13,7 @@ import onnx
 
 from mst_edge.core.errors import UserError
 from mst_edge.core.scoring import Predictions, scoring_of
-from mst_edge.recipe import MixedSection
+from mst_edge.recipe import MixedSection, Recipe
 from quantize.calibration import Calibration
 from quantize.mixed import Search, Tried
 from quantize.qdq import in_float
@@ -55,7 +55,7 @@ def check_search(recipe: Recipe) -> None:
         UserError: all of the recipe's targets are devices of their own.
     """
     searching = [name for name in recipe.quantize.schemes if SCHEMES.get(name).per_target]
-    if searching and not measurable(recipe):
+    if searching and not measurable(recipe.targets):
         raise UserError(
             f"{searching[0]} measures on a target, and none of {', '.join(recipe.targets)} is this machine",
             where="quantize.schemes",

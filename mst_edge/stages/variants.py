@@ -65,7 +65,9 @@ def run_variants(
     def search(target: str) -> Search:
         return search_for(material.source, judge, said.mixed, target, run.variants / SEARCH / target, say)
 
-    made, skipped = make_variants(material, said.schemes, run.variants, dict.fromkeys(measurable(recipe.targets), search))
+    made, skipped = make_variants(
+        material, said.schemes, run.variants, dict.fromkeys(measurable(recipe.targets), search)
+    )
     record = {
         "variants": [variant_row(variant) for variant in [material.source, *made]],
         "skipped": skipped,
