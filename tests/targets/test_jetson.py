@@ -11,11 +11,14 @@ import pytest
 from onnx import numpy_helper
 
 from mst_edge.core.errors import UserError
+from mst_edge.recipe import load_recipe
+from mst_edge.stages.mixed import check_search, measurable
 from quantize.api import make_variants, prepare_model
 from targets.board import BoardTarget
 from targets.jetson import float_biases, unfit
 from targets.spec import Build
 from targets.target import Skipped, get_target, target_names
+from tests.conftest import write_small_recipe
 from tests.quantize.foreign_models import classifier, pictures, save
 
 BOARDS = ["jetson-agx-orin", "jetson-orin-nano", "jetson-orin-nx", "jetson-thor"]
@@ -100,3 +103,12 @@ def _outputs(model):
     settings.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     session = onnxruntime.InferenceSession(model.SerializeToString(), settings, providers=["CPUExecutionProvider"])
     return session.run(None, {"x": pictures(8)})[0]
+
+
+def test_a_search_needs_a_target_that_is_this_machine(tmp_path):
+    write_small_recipe(tmp_path / "r.yaml", tmp_path, quantize={"schemes": ["int8-mixed"]})
+    with pytest.raises(UserError, match="int8-mixed measures on a target, and none of jetson-thor is this machine"):
+        check_search(load_recipe(tmp_path / "r.yaml", targets=["jetson-thor"]))
+    both = load_recipe(tmp_path / "r.yaml", targets=["jetson-thor", "cpu"])
+    check_search(both)
+    assert measurable(both.targets) == ("cpu",)
