@@ -30,6 +30,6 @@ def test_the_tile_of_latency_says_where_it_is_invalid(conditions, note):
         "verdict": {"chosen": True},
     }
     scoring = {"higher_is_better": True, "label": "accuracy"}
-    target = {"target": "cpu", "builds": [row], "chosen": "a", "scoring": scoring}
+    target = {"target": "cpu", "on_host": True, "builds": [row], "chosen": "a", "scoring": scoring}
     (tile,) = (tile for tile in _headline({"targets": [target]}) if tile["name"].startswith("latency"))
     assert tile["note"] == note
