@@ -18,6 +18,7 @@ from mst_edge.core.scoring import OutputSpec, Predictions, Scoring, scoring_of
 from mst_edge.core.stats import Interval, unpaired_difference
 from mst_edge.run_folder import RunFolder
 from mst_edge.stages.profile import bundle_builds
+from mst_edge.stages.subject import output_of
 from targets import measure
 from targets.spec import Build
 from targets.target import get_target
@@ -51,8 +52,7 @@ class _Side:
 
     @property
     def output(self) -> OutputSpec:
-        manifest = self.bundle.manifest
-        return OutputSpec(manifest.task, manifest.labels, manifest.units, manifest.ignore_label, manifest.scale)
+        return output_of(self.bundle.manifest)
 
     @property
     def expected(self) -> dict[str, Any]:

@@ -17,9 +17,9 @@ from apps.runtime.board.results import RESULT, read_result
 from apps.runtime.manifest import Manifest, inside
 from mst_edge.core.errors import UserError
 from mst_edge.core.files import sha256_file
-from mst_edge.core.scoring import OutputSpec, Predictions, scoring_of
-from mst_edge.stages.subject import NOT_JUDGED
-from targets.gate import AccuracyGoal, Check, DriftGoal, accuracy_checks, compare_accuracy, drift_checks
+from mst_edge.core.scoring import Predictions, scoring_of
+from mst_edge.stages.subject import NOT_JUDGED, output_of
+from targets.gate import Check, Goals, Limit, accuracy_limits, compare_accuracy, drift_limits, resource_checks
 
 
 def judge_board(bundle: Bundle) -> dict[str, Any]:
@@ -55,19 +55,17 @@ def _checks(bundle: Bundle, build_id: str, found: Mapping[str, Any]) -> Iterator
         if problem:
             yield Check(f"board.{stage}", False, problem)
             return
-    goals, check, bench = bundle.manifest.gate["goals"], found["check"], found["bench"]
+    check, bench = found["check"], found["bench"]
+    goals = Goals.of(bundle.manifest.gate["goals"])
     off = f"outputs differ by at most {check['difference']:.2g} from the reference, {check['tolerance']:.2g} allowed"
     yield Check("board.numerics", check["difference"] <= check["tolerance"], off)
-    yield from _answers(bundle, build_id, check)
+    yield from (limit.check for limit in _answers(bundle, build_id, check, goals))
     watched = bench["watch_problem"] or ", ".join(bench["throttled"]) or "no throttling seen"
     yield Check("board.measurement", bench["valid"], watched)
-    for name, limit in goals["latency"].items():
-        if limit is not None:
-            value = bench["latency"][name]
-            yield Check(f"latency.{name}", value <= limit, f"{value:.3g} ms, at most {limit:g} ms")
+    yield from resource_checks(bench["latency"], found["build"]["size_bytes"] / 1e6, bench["peak_memory_mb"], goals)
 
 
-def _answers(bundle: Bundle, build_id: str, check: Mapping[str, Any]) -> Iterator[Check]:
+def _answers(bundle: Bundle, build_id: str, check: Mapping[str, Any], goals: Goals) -> Iterator[Limit]:
     """Accuracy and drift beside the fp32 model, on the samples that the bundle carries."""
     manifest = bundle.manifest
     file = inside(bundle.folder, f"{OUTPUTS}/{build_id}.npy")
@@ -75,19 +73,15 @@ def _answers(bundle: Bundle, build_id: str, check: Mapping[str, Any]) -> Iterato
         raise UserError("did not come home", where=file, fix=f"copy {OUTPUTS}/ from the board, with {RESULT}")
     if sha256_file(file) != check["outputs_sha256"]:
         raise UserError(f"is not what {RESULT} is about", where=file, fix="copy both from the board again")
-    scoring = scoring_of(_output(manifest))
+    scoring = scoring_of(output_of(manifest))
     said, reference = (_predictions(path, manifest) for path in (file, inside(bundle.folder, FP32)))
-    yield from drift_checks(scoring.drift(said, reference), DriftGoal(**manifest.gate["goals"]["drift"]))
+    yield from drift_limits(scoring.drift(said, reference), goals.drift)
     if TARGET in manifest.files:
         target = np.load(inside(bundle.folder, TARGET), allow_pickle=False)
         accuracy = compare_accuracy(said.answers, reference.answers, target, scoring)
-        yield from accuracy_checks(accuracy, AccuracyGoal(**manifest.gate["goals"]["accuracy"]))
+        yield from accuracy_limits(accuracy, goals.accuracy)
 
 
 def _predictions(path: Path, manifest: Manifest) -> Predictions:
     outputs: NDArray[np.float32] = np.load(path, allow_pickle=False)
-    return Predictions(scoring_of(_output(manifest)).answers(outputs), outputs)
-
-
-def _output(manifest: Manifest) -> OutputSpec:
-    return OutputSpec(manifest.task, manifest.labels, manifest.units, manifest.ignore_label, manifest.scale)
+    return Predictions(scoring_of(output_of(manifest)).answers(outputs), outputs)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -71,6 +71,18 @@ class Goals:
     max_memory_mb: float | None = None
     min_int8_speedup: float = 1.1
 
+    @classmethod
+    def of(cls, said: Mapping[str, Any]) -> Goals:
+        """Goals as a manifest or a result keeps them."""
+        return cls(
+            **{
+                **said,
+                "accuracy": AccuracyGoal(**said["accuracy"]),
+                "drift": DriftGoal(**said["drift"]),
+                "latency": LatencyGoal(**said["latency"]),
+            }
+        )
+
 
 @dataclass(frozen=True)
 class Check:
@@ -79,6 +91,20 @@ class Check:
     goal: str
     passed: bool
     text: str
+
+
+@dataclass(frozen=True)
+class Limit:
+    """One goal, and by how much a value misses it: a share of 1, 0 or less where it is met."""
+
+    goal: str
+    short_by: float
+    text: str
+
+    @property
+    def check(self) -> Check:
+        """The same as yes or no."""
+        return Check(self.goal, self.short_by <= 0, self.text)
 
 
 @dataclass(frozen=True)
@@ -177,31 +203,9 @@ def halved(goals: Goals) -> Goals:
     )
 
 
-def shortfall(accuracy: Accuracy, goal: AccuracyGoal) -> float:
-    """How far an accuracy misses its goal, as a share; 0 where it is met. Of several limits, the one missed most."""
-    drop, relative = accuracy.drop, accuracy.relative_drop
-    bounds = (drop.high, relative.high) if goal.confident else (drop.estimate, relative.estimate)
-    missed = [0.0]
-    if goal.min is not None:
-        missed.append(goal.min - accuracy.value)
-    if goal.max is not None:
-        missed.append(accuracy.value - goal.max)
-    if goal.max_drop_points is not None:
-        missed.append(bounds[0] - goal.max_drop_points / 100)
-    if goal.max_relative_drop_percent is not None:
-        missed.append(bounds[1] - goal.max_relative_drop_percent / 100)
-    return max(missed)
-
-
-def drift_shortfall(drift: Drift, goal: DriftGoal) -> float:
-    """How far a drift misses its goal; 0 where it is met. Of several limits, the one missed most."""
-    missed = [0.0]
-    if goal.min_agreement is not None:
-        missed.append(goal.min_agreement - drift.agreement)
-    if goal.min_correlation is not None:
-        least = drift.least_correlation
-        missed.append(goal.min_correlation - (0.0 if least is None else least))
-    return max(missed)
+def shortfall(limits: Iterable[Limit]) -> float:
+    """By how much the limit that is missed most is missed, as a share; 0 where all are met."""
+    return max((0.0, *(limit.short_by for limit in limits)))
 
 
 def judge(candidates: Sequence[Candidate], goals: Goals) -> list[Verdict]:
@@ -286,30 +290,15 @@ def _times(ratio: Interval) -> str:
 
 
 def _checks(candidate: Candidate, goals: Goals) -> list[Check]:
-    latency, size_mb = candidate.measurement.latency, candidate.measurement.size_bytes / 1e6
-    checks = [_parity_check(candidate), *drift_checks(candidate.drift, goals.drift)]
+    limits = drift_limits(candidate.drift, goals.drift)
     if candidate.accuracy is not None:
-        checks += accuracy_checks(candidate.accuracy, goals.accuracy)
+        limits += accuracy_limits(candidate.accuracy, goals.accuracy)
+    checks = [_parity_check(candidate), *(limit.check for limit in limits)]
     if not candidate.real:
         checks.append(Check("samples.real", False, "calibrated and judged on random samples: not for accuracy"))
-    problems = candidate.measurement.problems
-    for name, value, limit in (
-        ("latency.p50_ms", latency.p50_ms, goals.latency.p50_ms),
-        ("latency.p90_ms", latency.p90_ms, goals.latency.p90_ms),
-        ("latency.p99_ms", latency.p99_ms, goals.latency.p99_ms),
-    ):
-        if limit is not None:
-            said = f"{value:.3g} ms, at most {limit:g} ms"
-            text = "; ".join((said, *(f"invalid, {problem}" for problem in problems)))
-            checks.append(Check(name, value <= limit and not problems, text))
-    limits: Mapping[str, tuple[float, float | None, str]] = {
-        "max_size_mb": (size_mb, goals.max_size_mb, "MB"),
-        "max_memory_mb": (candidate.measurement.peak_memory_mb, goals.max_memory_mb, "MB"),
-    }
-    for name, (value, limit, unit) in limits.items():
-        if limit is not None:
-            checks.append(Check(name, value <= limit, f"{value:.3g} {unit}, at most {limit:g} {unit}"))
-    return checks
+    found = candidate.measurement
+    latency = {name: getattr(found.latency, name) for name in asdict(goals.latency)}
+    return checks + resource_checks(latency, found.size_bytes / 1e6, found.peak_memory_mb, goals, found.problems)
 
 
 def _parity_check(candidate: Candidate) -> Check:
@@ -320,36 +309,67 @@ def _parity_check(candidate: Candidate) -> Check:
     )
 
 
-def drift_checks(drift: Drift, goal: DriftGoal) -> list[Check]:
-    """Limits on drift, one check each."""
+def resource_checks(
+    latency: Mapping[str, float],
+    size_mb: float,
+    memory_mb: float | None,
+    goals: Goals,
+    problems: Sequence[str] = (),
+) -> list[Check]:
+    """Limits on time, disk and memory, one check each.
+
+    Args:
+        latency: in ms, by the names of ``LatencyGoal``.
+        memory_mb: of the process at its peak; None where nobody could say, which holds no limit.
+        problems: what makes the times worthless.
+    """
     checks = []
+    for name, limit in asdict(goals.latency).items():
+        if limit is not None:
+            said = f"{latency[name]:.3g} ms, at most {limit:g} ms"
+            text = "; ".join((said, *(f"invalid, {problem}" for problem in problems)))
+            checks.append(Check(f"latency.{name}", latency[name] <= limit and not problems, text))
+    for name, value, limit in (
+        ("max_size_mb", size_mb, goals.max_size_mb),
+        ("max_memory_mb", memory_mb, goals.max_memory_mb),
+    ):
+        if limit is not None:
+            found = "unknown" if value is None else f"{value:.3g} MB"
+            checks.append(Check(name, value is not None and value <= limit, f"{found}, at most {limit:g} MB"))
+    return checks
+
+
+def drift_limits(drift: Drift, goal: DriftGoal) -> list[Limit]:
+    """A drift beside every limit on it."""
+    limits = []
     if goal.min_agreement is not None:
         text = f"{drift.agreement:.2%} of answers as the fp32 model's, at least {goal.min_agreement:.2%}"
-        checks.append(Check("drift.min_agreement", drift.agreement >= goal.min_agreement, text))
+        limits.append(Limit("drift.min_agreement", goal.min_agreement - drift.agreement, text))
     if goal.min_correlation is not None:
         least = drift.least_correlation
         found = "undefined" if least is None else f"{least:.5f}"
         text = f"correlation with the fp32 model {found}, at least {goal.min_correlation:g}"
-        checks.append(Check("drift.min_correlation", least is not None and least >= goal.min_correlation, text))
-    return checks
+        short_by = 1.0 if least is None else goal.min_correlation - least
+        limits.append(Limit("drift.min_correlation", short_by, text))
+    return limits
 
 
-def accuracy_checks(accuracy: Accuracy, goal: AccuracyGoal) -> list[Check]:
-    """Limits on accuracy, one check each."""
-    checks = []
+def accuracy_limits(accuracy: Accuracy, goal: AccuracyGoal) -> list[Limit]:
+    """An accuracy beside every limit on it."""
+    limits = []
     sure = " (bound of the 95 % interval)" if goal.confident else ""
     found = f"{accuracy.label} {accuracy.value:.2%}"
     if goal.min is not None:
-        checks.append(Check("accuracy.min", accuracy.value >= goal.min, f"{found}, at least {goal.min:.2%}"))
+        limits.append(Limit("accuracy.min", goal.min - accuracy.value, f"{found}, at least {goal.min:.2%}"))
     if goal.max is not None:
-        checks.append(Check("accuracy.max", accuracy.value <= goal.max, f"{found}, at most {goal.max:.2%}"))
+        limits.append(Limit("accuracy.max", accuracy.value - goal.max, f"{found}, at most {goal.max:.2%}"))
     if goal.max_relative_drop_percent is not None:
-        drop = 100 * (accuracy.relative_drop.high if goal.confident else accuracy.relative_drop.estimate)
+        drop = accuracy.relative_drop.high if goal.confident else accuracy.relative_drop.estimate
         limit = goal.max_relative_drop_percent
-        text = f"relative drop {drop:.2f} %{sure}, at most {limit:g} %"
-        checks.append(Check("accuracy.max_relative_drop_percent", drop <= limit, text))
+        text = f"relative drop {100 * drop:.2f} %{sure}, at most {limit:g} %"
+        limits.append(Limit("accuracy.max_relative_drop_percent", drop - limit / 100, text))
     if goal.max_drop_points is not None:
-        drop = 100 * (accuracy.drop.high if goal.confident else accuracy.drop.estimate)
-        text = f"drop {drop:.2f} points{sure}, at most {goal.max_drop_points:g}"
-        checks.append(Check("accuracy.max_drop_points", drop <= goal.max_drop_points, text))
-    return checks
+        drop = accuracy.drop.high if goal.confident else accuracy.drop.estimate
+        text = f"drop {100 * drop:.2f} points{sure}, at most {goal.max_drop_points:g}"
+        limits.append(Limit("accuracy.max_drop_points", drop - goal.max_drop_points / 100, text))
+    return limits

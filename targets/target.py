@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -124,6 +124,32 @@ class Target:
         if build.target != self.spec.name:
             raise UserError(f"build {build.id} is for target {build.target}, not {self.spec.name}")
         return self.runtime(build.runtime).load(build)
+
+
+def gather(
+    made: Iterable[Build | Skipped], target: str, where: object, tell: Callable[[Build], None] = lambda _: None
+) -> tuple[list[Build], list[Skipped]]:
+    """The builds of something, and what was not built of it.
+
+    Args:
+        where: what it is, for the error.
+        tell: hears of each build when it is made.
+
+    Raises:
+        UserError: there is no build; the message gives the reasons.
+    """
+    builds: list[Build] = []
+    skipped: list[Skipped] = []
+    for one in made:
+        if isinstance(one, Build):
+            tell(one)
+            builds.append(one)
+        else:
+            skipped.append(one)
+    if not builds:
+        reasons = "; ".join(f"{entry.id}: {entry.reason}" for entry in skipped)
+        raise UserError(f"has no build for {target} ({reasons})", where=where)
+    return builds, skipped
 
 
 def _run_apart(build: Build, sample: NDArray[Any]) -> None:

@@ -12,7 +12,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from apps.runtime.board.check import FP32, INPUTS, TARGET
-from mst_edge.core.errors import UserError
 from mst_edge.core.files import atomic_path
 from mst_edge.core.provenance import provenance
 from mst_edge.core.scoring import scoring_of
@@ -23,7 +22,7 @@ from quantize.variant import Variant
 from targets.board import BoardTarget
 from targets.pack import PackedBuild, pack
 from targets.spec import Build
-from targets.target import get_target
+from targets.target import gather, get_target
 
 # What another device may differ from this one's outputs, as a share of the outputs' spread (standard deviation).
 DEVICE_LIMITS = {"fp32": 1e-3, "fp16": 0.05, "bf16": 0.25, "int8": 0.5, "int8-bf16": 0.5, "w8": 0.05, "w4": 0.05}
@@ -38,17 +37,8 @@ def pack_for_board(subject: Subject, target: BoardTarget, watcher: DeployWatcher
     name = target.spec.name
     place = subject.place.builds(name)
     variants, not_made = _variants(subject, target, place / "variants")
-    builds: list[Build] = []
-    skipped = list(not_made)
-    for made in target.prepare(variants, place):
-        if isinstance(made, Build):
-            watcher.step(f"prepared {made.id}")
-            builds.append(made)
-        else:
-            skipped.append(asdict(made))
-    if not builds:
-        reasons = "; ".join(f"{entry['id']}: {entry['reason']}" for entry in skipped)
-        raise UserError(f"{name} takes none of its variants ({reasons})", where=subject.name)
+    made = target.prepare(variants, place)
+    builds, skipped = gather(made, name, subject.name, lambda build: watcher.step(f"prepared {build.id}"))
     rows = _judging_rows(subject)
     inputs = np.load(subject.inputs, mmap_mode="r", allow_pickle=False)
     said = _said_here(subject, builds, {v.name: v for v in variants}, inputs, rows, watcher)
@@ -62,7 +52,7 @@ def pack_for_board(subject: Subject, target: BoardTarget, watcher: DeployWatcher
         "real": subject.real,
         "scoring": scoring_of(subject.output).describe(),
         "builds": [_row(entry) for entry in packed],
-        "skipped": skipped,
+        "skipped": [*not_made, *(asdict(entry) for entry in skipped)],
         "goals": gate["goals"],
         "chosen": None,
         "gate": NOT_JUDGED,

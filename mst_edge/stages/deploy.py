@@ -9,7 +9,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from apps.runtime.tokenizer import TOKENIZER
-from mst_edge.core.errors import UserError
 from mst_edge.core.provenance import provenance
 from mst_edge.core.scoring import OutputSpec, Predictions, scoring_of
 from mst_edge.recipe import Recipe
@@ -29,7 +28,7 @@ from targets.examples import example_files
 from targets.gate import Candidate, Verdict, compare_accuracy, judge
 from targets.pack import PackedBuild, pack
 from targets.spec import Build
-from targets.target import Skipped, get_target
+from targets.target import gather, get_target
 
 # Largest difference of outputs from the torch student, as a share of the outputs' spread (standard
 # deviation): rounding of float32; 11 bits of mantissa in fp16, 8 in bf16; 256 levels per tensor in int8; 255 or 15
@@ -92,18 +91,8 @@ def deploy(subject: Subject, target_name: str, watcher: DeployWatcher) -> dict[s
     target = get_target(target_name)
     if isinstance(target, BoardTarget):
         return pack_for_board(subject, target, watcher)
-    builds: list[Build] = []
-    skipped: list[Skipped] = []
-    place = subject.place.builds(target_name)
-    for made in target.build_all(subject.variants, subject.threads, place, ours=subject.ours):
-        if isinstance(made, Build):
-            watcher.step(f"built {made.id}")
-            builds.append(made)
-        else:
-            skipped.append(made)
-    if not builds:
-        reasons = "; ".join(f"{entry.id}: {entry.reason}" for entry in skipped)
-        raise UserError(f"no runtime of {target_name} runs it here ({reasons})", where=subject.name)
+    made = target.build_all(subject.variants, subject.threads, subject.place.builds(target_name), ours=subject.ours)
+    builds, skipped = gather(made, target_name, subject.name, lambda build: watcher.step(f"built {build.id}"))
     scoring, reference, truth = scoring_of(subject.output), subject.reference, subject.truth
     measured = measure.measure(builds, subject.inputs, subject.output, subject.protocol, watcher.busy)
     torch_outputs = _torch_outputs(subject.variants, reference)

@@ -18,11 +18,12 @@ from quantize.calibration import Calibration
 from quantize.mixed import Search, Tried
 from quantize.qdq import in_float
 from quantize.schemes.base import SCHEMES
+from quantize.schemes.int8_mixed import Int8Mixed
 from quantize.variant import MODEL, Variant
-from targets.gate import Goals, compare_accuracy, drift_shortfall, halved, shortfall
+from targets.gate import Goals, accuracy_limits, compare_accuracy, drift_limits, halved, shortfall
 from targets.measure import Measurement, Protocol, measure
 from targets.spec import Build
-from targets.target import Target, get_target
+from targets.target import Target, gather, get_target
 
 # A trial only has to tell what is worth a closer look.
 _PROTOCOL = Protocol("search", min_runs=30, min_seconds=0.3, max_seconds=3.0, idle_seconds=0.0)
@@ -99,14 +100,12 @@ def _variant(model: Path, source: Variant, folder: Path) -> Variant:
     folder.mkdir()
     shutil.copyfile(model, folder / MODEL)
     left = tuple(in_float(onnx.load(model)))
-    return replace(source, name=folder.name, scheme="int8-mixed", precision="int8", folder=folder, in_float=left)
+    return replace(source, name=folder.name, scheme=Int8Mixed.name, precision="int8", folder=folder, in_float=left)
 
 
 def _builds(target: Target, variant: Variant, judge: Judge, folder: Path) -> list[Build]:
-    made = [one for one in target.build_all([variant], judge.threads, folder) if isinstance(one, Build)]
-    if not made:
-        raise RuntimeError(f"no runtime of target {target.spec.name} runs {variant.scheme}")
-    return made
+    made = target.build_all([variant], judge.threads, folder)
+    return gather(made, target.spec.name, f"{variant.scheme} of the search")[0]
 
 
 def _tried(
@@ -120,15 +119,15 @@ def _tried(
     if truth is None:
         drift = scoring.drift(found[1], exact[1])
         value, loss = drift.agreement, 1 - drift.agreement
-        short_by = drift_shortfall(drift, halved(judge.goals).drift)
+        limits = drift_limits(drift, halved(judge.goals).drift)
     else:
         accuracy = compare_accuracy(found[1].answers, exact[1].answers, np.asarray(truth), scoring)
         value, loss = accuracy.value, accuracy.drop.estimate
-        short_by = shortfall(accuracy, halved(judge.goals).accuracy)
+        limits = accuracy_limits(accuracy, halved(judge.goals).accuracy)
     return Tried(
         build=f"{build.runtime}-{build.precision}",
         value=value,
         loss=loss,
-        short_by=short_by,
+        short_by=shortfall(limits),
         ratio=found[0].latency.p50_ms / exact[0].latency.p50_ms,
     )

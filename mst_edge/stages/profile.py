@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,7 +19,7 @@ from mst_edge.core.scoring import OutputSpec
 from quantize.variant import MODEL, Variant
 from targets import measure
 from targets.spec import Build
-from targets.target import get_target
+from targets.target import Skipped, Target, gather, get_target
 
 PROTOCOLS = {protocol.name: protocol for protocol in (measure.QUICK, measure.MLPERF)}
 _SAMPLES = "samples.npy"
@@ -60,20 +61,14 @@ def profile(
         raise UserError("neither a bundle nor an ONNX file", where=path)
     if path.is_dir() or path.suffix == ".zip":
         with Bundle.open(path) as bundle:
-            builds, samples = bundle_builds(bundle, target_name, place)
-            probes = {build.id: target.runtime(build.runtime).probe() for build in builds}
-            skipped = [{"id": name, "reason": probe.reason} for name, probe in probes.items() if not probe.available]
-            builds = [build for build in builds if probes[build.id].available]
+            packed, samples = bundle_builds(bundle, target_name, place)
+            made: Iterable[Build | Skipped] = (_if_it_runs(target, build) for build in packed)
             inputs = "the bundle's reference inputs"
     else:
         variant, samples = _as_it_is(path, shapes, place)
-        made = list(target.build_all([variant], threads, place / "builds", ours=False))
-        builds = [build for build in made if isinstance(build, Build)]
-        skipped = [{"id": entry.id, "reason": entry.reason} for entry in made if not isinstance(entry, Build)]
+        made = target.build_all([variant], threads, place / "builds", ours=False)
         inputs = "random"
-    if not builds:
-        said = "; ".join(f"{entry['id']}: {entry['reason']}" for entry in skipped)
-        raise UserError(f"no runtime of {target_name} runs it here ({said})", where=path)
+    builds, skipped = gather(made, target_name, path)
     measured = measure.measure(builds, samples, _UNREAD, protocol, watcher.busy)
     return {
         "path": str(path),
@@ -88,9 +83,14 @@ def profile(
             }
             for build in builds
         ],
-        "skipped": skipped,
+        "skipped": [asdict(entry) for entry in skipped],
         "provenance": provenance(),
     }
+
+
+def _if_it_runs(target: Target, build: Build) -> Build | Skipped:
+    probe = target.runtime(build.runtime).probe()
+    return build if probe.available else Skipped(build.id, probe.reason)
 
 
 def _as_it_is(path: Path, shapes: Mapping[str, Sequence[int]], place: Path) -> tuple[Variant, Path]:

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 from numpy.typing import NDArray
 
+from apps.runtime.manifest import Manifest
 from mst_edge.core.scoring import OutputSpec, Predictions
 from mst_edge.run_folder import RunFolder
 from quantize.schemes.base import Material
@@ -26,6 +27,11 @@ def overall(deployed: Sequence[Mapping[str, Any]]) -> str:
     """The gate over all targets."""
     verdicts = {record["gate"] for record in deployed}
     return next((said for said in ("failed", NOT_JUDGED, "passed") if said in verdicts), "not run")
+
+
+def output_of(manifest: Manifest) -> OutputSpec:
+    """What the output of a bundle's model means."""
+    return OutputSpec(manifest.task, manifest.labels, manifest.units, manifest.ignore_label, manifest.scale)
 
 
 class DeployWatcher(Protocol):

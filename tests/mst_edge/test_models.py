@@ -213,7 +213,7 @@ def test_a_runtime_that_does_not_take_a_strangers_model_is_skipped_with_the_reas
         tmp_path / "p",
     )
     assert isinstance(done.exception, UserError)
-    assert "no runtime of cpu runs it here (onnxruntime-fp32: " in str(done.exception)
+    assert "has no build for cpu (onnxruntime-fp32: " in str(done.exception)
 
 
 def test_profile_times_a_file_and_a_bundle(place, finished_run):

@@ -19,8 +19,9 @@ from targets.gate import (
     DriftGoal,
     Goals,
     LatencyGoal,
+    accuracy_limits,
     compare_accuracy,
-    drift_shortfall,
+    drift_limits,
     halved,
     judge,
     shortfall,
@@ -228,15 +229,17 @@ def test_a_search_asks_for_half_the_loss_that_the_gate_allows():
 
 def test_a_shortfall_is_how_far_the_limit_missed_most_is_away():
     accuracy = Accuracy(0.69, Interval(0.02, 0.01, 0.03), Interval(0.028, 0.014, 0.042), 100)
-    assert shortfall(accuracy, AccuracyGoal(min=0.7)) == pytest.approx(0.01)
-    assert shortfall(accuracy, AccuracyGoal(min=0.7, max_drop_points=0.5)) == pytest.approx(0.015)
-    assert shortfall(accuracy, AccuracyGoal(max_relative_drop_percent=1.0)) == pytest.approx(0.018)
-    assert shortfall(accuracy, AccuracyGoal(max_relative_drop_percent=1.0, confident=True)) == pytest.approx(0.032)
-    assert shortfall(accuracy, AccuracyGoal(min=0.5, max_drop_points=4.0)) == 0
+    assert shortfall(accuracy_limits(accuracy, AccuracyGoal(min=0.7))) == pytest.approx(0.01)
+    assert shortfall(accuracy_limits(accuracy, AccuracyGoal(min=0.7, max_drop_points=0.5))) == pytest.approx(0.015)
+    assert shortfall(accuracy_limits(accuracy, AccuracyGoal(max_relative_drop_percent=1.0))) == pytest.approx(0.018)
+    assert shortfall(
+        accuracy_limits(accuracy, AccuracyGoal(max_relative_drop_percent=1.0, confident=True))
+    ) == pytest.approx(0.032)
+    assert shortfall(accuracy_limits(accuracy, AccuracyGoal(min=0.5, max_drop_points=4.0))) == 0
 
 
 def test_a_drift_falls_short_by_what_agreement_or_correlation_lack():
     drift = Drift(0.97, None, None, (0.999, 0.95), 100)
-    assert drift_shortfall(drift, DriftGoal(min_agreement=0.99)) == pytest.approx(0.02)
-    assert drift_shortfall(drift, DriftGoal(min_correlation=0.96)) == pytest.approx(0.01)
-    assert drift_shortfall(drift, DriftGoal(min_agreement=0.9, min_correlation=0.9)) == 0
+    assert shortfall(drift_limits(drift, DriftGoal(min_agreement=0.99))) == pytest.approx(0.02)
+    assert shortfall(drift_limits(drift, DriftGoal(min_correlation=0.96))) == pytest.approx(0.01)
+    assert shortfall(drift_limits(drift, DriftGoal(min_agreement=0.9, min_correlation=0.9))) == 0
