@@ -47,7 +47,11 @@ class Assignable:
         """
         model = material.model()
         source, kept = material.source, material.kept(model)
-        ranges = find_ranges(model, source.input.name, material.calibration, calibrator, skip=source.float_nodes)
+
+        def find() -> dict[str, Range]:
+            return find_ranges(model, source.input.name, material.calibration, calibrator, skip=source.float_nodes)
+
+        ranges = material.once(("ranges", calibrator), find)
         layers = tuple(layer for layer in material.layers(model) if layer.nodes[0] not in kept)
         return cls(model, layers, ranges, kept, calibrator, needs_reduced_range(), symmetric)
 

@@ -21,8 +21,12 @@ def calibrated(material: Material, *, symmetric: bool = False) -> Assignable:
     """The graph with its ranges; by the best calibrator, on the calibration samples, where ``auto`` is asked for."""
     if material.calibrator != "auto":
         return Assignable.of(material, material.calibrator, symmetric=symmetric)
-    found = by_calibrator(material, symmetric=symmetric)
-    return found[best_calibrator(closeness_db(found, material.source.input.name, material.calibration.inputs))]
+
+    def find() -> Assignable:
+        found = by_calibrator(material, symmetric=symmetric)
+        return found[best_calibrator(closeness_db(found, material.source.input.name, material.calibration.inputs))]
+
+    return material.once(("calibrated", material.exclude, symmetric), find)
 
 
 def by_calibrator(material: Material, *, symmetric: bool = False) -> dict[Calibrator, Assignable]:

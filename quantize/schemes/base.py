@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Hashable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import onnx
 from numpy.typing import NDArray
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from quantize.mixed import Search
 
 
+Found = TypeVar("Found")
 # Takes the scheme's name and a fake-quantized student, whose network it trains; returns how it did that.
 Teach = Callable[[str, "Student"], dict[str, Any]]
 
@@ -43,6 +44,8 @@ class Material:
         teach: trains the student further, from who has its data; None where there is none.
         raw: ``(samples, ...)`` the run's first test samples as the graph takes them; None where there is no run.
         search: for schemes that measure on a target; None where there is none.
+        known: what was found out about source and calibration already, by all that it depends on: several schemes
+            and reports start from the same calibration.
     """
 
     source: Variant
@@ -53,10 +56,23 @@ class Material:
     teach: Teach | None = None
     raw: NDArray[Any] | None = None
     search: Search | None = None
+    known: dict[Hashable, Any] = field(default_factory=dict, compare=False, repr=False)
 
     def model(self) -> onnx.ModelProto:
         """The source's graph."""
         return onnx.load(self.source.model)
+
+    def once(self, what: Hashable, find: Callable[[], Found]) -> Found:
+        """What ``find`` finds out about source and calibration; found out once.
+
+        Args:
+            what: names it, with all that it depends on besides these two.
+        """
+        key = (self.source.model, self.source.float_nodes, self.calibration.folder, what)
+        if key not in self.known:
+            self.known[key] = find()
+        found: Found = self.known[key]
+        return found
 
     def layers(self, model: onnx.ModelProto) -> list[Layer]:
         """Layers of the graph, by the names that ``exclude`` uses."""

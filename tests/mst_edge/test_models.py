@@ -38,6 +38,11 @@ def call(*arguments: object):
     return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 
+def deploy(model, out, *more: object):
+    """``mst-edge deploy`` of a file for this machine's CPU."""
+    return call("deploy", model, "--target", "cpu", "--out", out, *more)
+
+
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
     """A model, samples, and what an answer of its own to them is."""
@@ -58,18 +63,8 @@ def place(tmp_path_factory):
 
 
 def test_with_labels_accuracy_decides(place, tmp_path):
-    done = call(
-        "deploy",
-        place / "net.onnx",
-        "--target",
-        "cpu",
-        "--calibration",
-        place / "labelled",
-        "--scheme",
-        "fp16",
-        "--out",
-        tmp_path / "out",
-        "--json",
+    done = deploy(
+        place / "net.onnx", tmp_path / "out", "--calibration", place / "labelled", "--scheme", "fp16", "--json"
     )
     assert done.exit_code == 0, done.output
     result = json.loads(done.stdout)
@@ -91,9 +86,7 @@ def test_with_labels_accuracy_decides(place, tmp_path):
 
 
 def test_without_labels_drift_decides_and_the_bundle_answers(place, tmp_path):
-    done = call(
-        "deploy", place / "free.onnx", "--target", "cpu", "--calibration", place / "plain", "--out", tmp_path / "o"
-    )
+    done = deploy(place / "free.onnx", tmp_path / "o", "--calibration", place / "plain")
     assert done.exit_code == 0, done.output
     assert "free.onnx: 40 samples calibrate, 40 others judge" in done.stdout
     assert "JS mean (max)" in done.stdout
@@ -118,18 +111,7 @@ def test_without_labels_drift_decides_and_the_bundle_answers(place, tmp_path):
 @pytest.mark.parametrize("samples", ["labelled", "plain"])
 def test_mixed_precision_is_searched_for_with_the_samples_that_calibrate(place, tmp_path, monkeypatch, samples):
     monkeypatch.setattr("mst_edge.stages.foreign.MixedSection", lambda: MixedSection(trials=2, minutes=1))
-    done = call(
-        "deploy",
-        place / "net.onnx",
-        "--target",
-        "cpu",
-        "--calibration",
-        place / samples,
-        "--scheme",
-        "int8-mixed",
-        "--out",
-        tmp_path / "o",
-    )
+    done = deploy(place / "net.onnx", tmp_path / "o", "--calibration", place / samples, "--scheme", "int8-mixed")
     assert done.exit_code == 0, done.output
     record = json.loads((tmp_path / "o" / "variants" / "search" / "cpu" / "search.json").read_text())
     assert record["ended"].startswith("the trials are spent")
@@ -157,17 +139,7 @@ def test_int8_says_which_layers_it_harms_and_they_can_be_left_out(place, tmp_pat
 
 
 def test_random_samples_are_marked_everywhere_and_never_pass(place, tmp_path):
-    done = call(
-        "deploy",
-        place / "net.onnx",
-        "--target",
-        "cpu",
-        "--allow-random",
-        "--scheme",
-        "int8-static",
-        "--out",
-        tmp_path / "o",
-    )
+    done = deploy(place / "net.onnx", tmp_path / "o", "--allow-random", "--scheme", "int8-static")
     assert done.exit_code == 1
     assert "random samples: not for accuracy, nothing is judged" in done.stdout
     assert "gate not judged" in done.stdout
@@ -185,33 +157,11 @@ def test_a_runtime_that_does_not_take_a_strangers_model_is_skipped_with_the_reas
         raise RuntimeError("cannot convert Exotic")
 
     monkeypatch.setattr("targets.runtimes.openvino.OpenVino._build", no)
-    done = call(
-        "deploy",
-        place / "net.onnx",
-        "--target",
-        "cpu",
-        "--calibration",
-        place / "plain",
-        "--scheme",
-        "fp16",
-        "--out",
-        tmp_path / "o",
-    )
+    done = deploy(place / "net.onnx", tmp_path / "o", "--calibration", place / "plain", "--scheme", "fp16")
     assert done.exit_code == 0, done.output
     assert "openvino-fp32: not built, the runtime does not run it: cannot convert Exotic" in done.stdout
     monkeypatch.setattr("targets.runtimes.onnxruntime.OnnxRuntime._build", no)
-    done = call(
-        "deploy",
-        place / "net.onnx",
-        "--target",
-        "cpu",
-        "--calibration",
-        place / "plain",
-        "--scheme",
-        "fp16",
-        "--out",
-        tmp_path / "p",
-    )
+    done = deploy(place / "net.onnx", tmp_path / "p", "--calibration", place / "plain", "--scheme", "fp16")
     assert isinstance(done.exception, UserError)
     assert "has no build for cpu (onnxruntime-fp32: " in str(done.exception)
 

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
+from quantize import assignment
 from quantize.assignment import Assignable
 from quantize.choice import CANDIDATES, best_calibrator, by_calibrator, calibrated
+from quantize.ranges import find_ranges
 from quantize.schemes.base import Material
 from quantize.sensitivity import output_sqnr_db
 from tests.quantize.chains import chain, matrices, samples
@@ -35,3 +39,23 @@ def test_a_calibrator_that_is_asked_for_is_taken_unseen(tmp_path):
     assert calibrated(Material(source, calibration, "entropy")).calibrator == "entropy"
     assert list(by_calibrator(Material(source, calibration, "entropy"))) == ["entropy", *CANDIDATES]
     assert list(by_calibrator(Material(source, calibration, "auto"))) == list(CANDIDATES)
+
+
+def test_samples_are_run_once_for_all_that_starts_from_the_same_ranges(tmp_path, monkeypatch):
+    calls = []
+
+    def counted(model, name, calibration, method, skip=()):
+        calls.append((calibration.folder.name, method))
+        return find_ranges(model, name, calibration, method, skip)
+
+    monkeypatch.setattr(assignment, "find_ranges", counted)
+    source, here, there = chain(matrices(3), tmp_path / "fp32"), samples(64), samples(64, seed=5)
+    material = Material(source, keep(here, tmp_path / "c"), "auto")
+    first = calibrated(material)
+    calibrated(replace(material, exclude=(first.layers[0].name,)))
+    assert calibrated(material, symmetric=True).symmetric
+    assert calibrated(material) is first
+    assert sorted(calls) == sorted(("c", name) for name in CANDIDATES)
+    other = calibrated(replace(material, calibration=keep(there, tmp_path / "d"), calibrator="minmax"))
+    assert calls[len(CANDIDATES) :] == [("d", "minmax")]
+    assert other.ranges != first.ranges

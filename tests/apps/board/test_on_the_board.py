@@ -134,6 +134,28 @@ def test_what_comes_home_is_judged_by_the_gate(packed, bundle, board, tmp_path):
     assert "is not what result.json is about" in str(done.exception)
 
 
+def test_a_board_is_held_to_every_goal_of_the_gate(packed, bundle, board):
+    goals = {"max_size_mb": 1e3, "max_memory_mb": 1.0}
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    manifest["gate"]["goals"] |= goals | {"latency": {"p50_ms": 1e4, "p90_ms": None, "p99_ms": None}}
+    (bundle / "manifest.json").write_text(json.dumps(manifest))
+    for command in (["sh", "build.sh"], ["python3", "check.py"], BENCH):
+        assert board.run(bundle, *command).code == 0
+    judged = check(bundle)
+    assert judged["gate"] == "failed"
+    said = {goal["goal"]: goal["passed"] for goal in judged["goals"]}
+    assert said.items() >= {"latency.p50_ms": True, "max_size_mb": True, "max_memory_mb": False}.items()
+    found = result(bundle)
+    for about in found["builds"].values():  # a board that does not say
+        about["bench"]["peak_memory_mb"] = None
+    (bundle / "result.json").write_text(json.dumps(found))
+    assert check(bundle)["goals"][-1] == {
+        "goal": "max_memory_mb",
+        "passed": False,
+        "text": "unknown, at most 1 MB",
+    }
+
+
 def check(bundle):
     """``mst-edge check --json`` of one bundle: its exit code is the verdict."""
     done = CliRunner().invoke(app, ["check", str(bundle), "--json"])
