@@ -15,12 +15,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from distill.datasets.builder import cache_root
 from distill.identity import SourceUnknownError, network_identity
 from distill.suffix import Tensors, has_one_row_per_sample
 from distill.training.features import Batch, FeatureStore
 from distill.training.phase import EVAL_BATCH, Session
-from mst_edge.core.cache import entry_folder, is_kept, make_room, new_entry
+from mst_edge.core.cache import cache_root, entry_folder, look_up, make_room, new_entry
 from mst_edge.core.files import read_json, write_json
 from mst_edge.core.rows import Append, npy_rows
 
@@ -192,7 +191,7 @@ class Kept:
 
     def _open(self) -> list[Tensor]:
         with self._keeper.session.processes.first_alone():
-            if not is_kept(self.folder):
+            if not look_up(self.folder, self._frozen.what, self._depends_on):
                 self._keeper.make_room(self.bytes)
                 self._compute()
         tables = _open(self.folder)

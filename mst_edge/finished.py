@@ -111,7 +111,8 @@ def deploy_run(path: Path, targets: Sequence[str], data_root: Path | None, watch
     loaded = variants.load_variants(run, done)
     for name in targets:
         watcher.stage(f"deploy to {name}")
-        record = run_deploy(recipe, data, run, loaded, name, watcher)
+        with run.explained():
+            record = run_deploy(recipe, data, run, loaded, name, watcher)
         others = [target for target in result["targets"] if stage_name(target["target"]) != stage_name(name)]
         result["targets"] = [*others, record]
     result |= {

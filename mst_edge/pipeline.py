@@ -62,6 +62,11 @@ def run_recipe(recipe: Recipe, run: RunFolder, options: RunOptions, watcher: Wat
     Raises:
         UserError: something in the recipe or in the data is wrong.
     """
+    with run.explained():
+        return _run(recipe, run, options, watcher)
+
+
+def _run(recipe: Recipe, run: RunFolder, options: RunOptions, watcher: Watcher) -> dict[str, Any]:
     targets = [get_target(name) for name in recipe.targets]  # fail on a wrong name before training
     if options.until != "distill":
         require_schemes(recipe.quantize.schemes)

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from mst_edge.core.cache import journal
 from mst_edge.core.errors import UserError
 from mst_edge.core.files import read_json, require_unused, write_json, write_text
 from mst_edge.recipe import Recipe, require_same
@@ -60,6 +65,35 @@ class RunFolder:
     def bundle(self, target: str) -> Path:
         """The bundle for one target."""
         return self.path / "bundles" / target
+
+    @property
+    def lookups_file(self) -> Path:
+        """What the cache was asked for, a line of JSON each, see ``explained``."""
+        return self.path / "cache.jsonl"
+
+    @contextmanager
+    def explained(self) -> Iterator[None]:
+        """Keeps what the cache is asked for meanwhile; nothing where the folder has nothing else at the end."""
+        with journal() as lookups:
+            try:
+                yield
+            finally:
+                if lookups and self.path.is_dir() and any(self.path.iterdir()):
+                    now = datetime.now(UTC).isoformat(timespec="seconds")
+                    with self.lookups_file.open("a", encoding="utf-8") as file:
+                        file.writelines(json.dumps({"at": now, **asdict(lookup)}) + "\n" for lookup in lookups)
+
+    def lookups(self) -> list[dict[str, Any]]:
+        """What the cache was asked for in all executions of this run, in order.
+
+        Raises:
+            UserError: nothing was asked for, or the folder is something else.
+        """
+        if not self.lookups_file.is_file():
+            raise UserError(
+                "holds no record of what the cache was asked for", where=self.path, fix="give a run's folder"
+            )
+        return [json.loads(line) for line in self.lookups_file.read_text(encoding="utf-8").splitlines()]
 
     def stage_result(self, stage: str) -> dict[str, Any] | None:
         """What a finished stage recorded; None where it has not finished."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 
 from mst_edge.core.errors import UserError, unknown_name
 from quantize.variant import Variant
+from targets.kept import Kept
 from targets.measure import Worker
 from targets.runtimes.base import Runner, Runtime
 from targets.spec import Build, Probe, TargetSpec
@@ -72,13 +74,14 @@ class Target:
         return {name: self.runtime(name).probe() for name in self.spec.runtimes}
 
     def build_all(
-        self, variants: list[Variant], threads: int, folder: Path, *, ours: bool = True
+        self, variants: list[Variant], threads: int, folder: Path, *, ours: bool = True, keep: bool = False
     ) -> Iterator[Build | Skipped]:
         """Compiles every variant with every runtime, in every precision that works here.
 
         Args:
             ours: of a student of ours, a float build that a runtime does not take is our own mistake; with a model
                 from elsewhere it is skipped like any other.
+            keep: take builds from the cache that were made before, and put new ones there.
         """
         for name in self.spec.runtimes:
             runtime = self.runtime(name)
@@ -88,16 +91,26 @@ class Target:
                 continue
             for variant in (one for one in variants if one.target in ("", self.spec.name)):
                 for precision in runtime.precisions(variant):
-                    build_id = f"{name}-{runtime.label(variant, precision)}"
-                    try:
-                        build = runtime.build(variant, precision, threads, folder / build_id)
-                    except Exception as error:
-                        if ours or isinstance(error, UserError):  # a full disk, say
-                            raise
-                        yield Skipped(build_id, _does_not_run(error))
-                        continue
-                    problem = self._problem(build, ours=ours)
-                    yield Skipped(build.id, problem) if problem else build
+                    place = folder / runtime.build_id(variant, precision)
+                    kept = Kept(runtime, variant, precision, threads) if keep else None
+                    made: Build | Skipped | None = kept.take(place) if kept else None
+                    if made is None:
+                        make = functools.partial(runtime.build, variant, precision, threads, place)
+                        made = self._made(make, place, ours=ours)
+                        if kept and isinstance(made, Build):
+                            kept.put(made)
+                    yield made
+
+    def _made(self, build: Callable[[], Build], place: Path, *, ours: bool) -> Build | Skipped:
+        """A build that ran, or why there is none."""
+        try:
+            made = build()
+        except Exception as error:
+            if ours or isinstance(error, UserError):  # a full disk, say
+                raise
+            return Skipped(place.name, _does_not_run(error))
+        problem = self._problem(made, ours=ours)
+        return Skipped(made.id, problem) if problem else made
 
     def _problem(self, build: Build, *, ours: bool) -> str:
         """Why a build does not run here, found by running it once; empty if it does.

@@ -13,6 +13,7 @@ from distill.datasets.arrays import open_arrays
 from distill.datasets.sources import Source
 from distill.datasets.spec import Dataset
 from distill.datasets.splits import SplitRule
+from mst_edge.core.cache import cache_root
 from mst_edge.core.errors import UserError
 from mst_edge.core.files import sha256_json
 from mst_edge.core.registry import Registry
@@ -61,12 +62,6 @@ class DatasetBuilder(ABC):
 
 
 DATASETS: Registry[DatasetBuilder] = Registry("dataset", "distill.datasets.library", "mst_edge.datasets")
-
-
-def cache_root() -> Path:
-    """Where built datasets and caches live: ``MST_EDGE_CACHE``, else ``~/.cache/mst-edge``."""
-    configured = os.environ.get("MST_EDGE_CACHE")
-    return Path(configured) if configured else Path.home() / ".cache" / "mst-edge"
 
 
 def find_data_root(flag: Path | None) -> Path | None:

@@ -27,10 +27,10 @@ from distill.datasets.arrays import (
     sounds_like_text,
     write_description,
 )
-from distill.datasets.builder import cache_root
 from distill.datasets.readers import resample
 from distill.datasets.spec import SPLITS, Dataset, Kind
 from distill.datasets.target import REGRESSION
+from mst_edge.core.cache import cache_root
 from mst_edge.core.errors import UserError
 from mst_edge.core.files import atomic_path, sha256_json
 

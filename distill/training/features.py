@@ -15,11 +15,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from distill.augment import Augmentation, epoch_draws
-from distill.datasets.builder import cache_root
 from distill.datasets.spec import Dataset
 from distill.frontends import Frontend
 from distill.training.parallel import ALONE, Processes, gather_rows
-from mst_edge.core.cache import entry_folder, is_kept, new_entry
+from mst_edge.core.cache import cache_root, entry_folder, look_up, new_entry
 from mst_edge.core.files import sha256_file
 from mst_edge.core.rows import npy_rows
 
@@ -198,28 +197,22 @@ def _features(dataset: Dataset, train: NDArray[np.int64], name: str, frontend: F
         "code": [sha256_file(path) for path in frontend.code],
     }
     folder = entry_folder(cache_root(), "features", depends_on)
-    if not is_kept(folder):
-        _compute(dataset, train, name, frontend, folder, depends_on)
+    what = f"{name} of {dataset.name}, {len(dataset)} samples"
+    if not look_up(folder, what, depends_on):
+        with new_entry(folder, what, depends_on) as temporary:
+            _compute(dataset, train, name, frontend, temporary)
     frontend.load(folder)
     return folder
 
 
 @torch.no_grad()
-def _compute(
-    dataset: Dataset,
-    train: NDArray[np.int64],
-    name: str,
-    frontend: Frontend,
-    folder: Path,
-    depends_on: Mapping[str, object],
-) -> None:
+def _compute(dataset: Dataset, train: NDArray[np.int64], name: str, frontend: Frontend, folder: Path) -> None:
     frontend.fit(_raw_blocks(dataset, name, train))
     shape = (len(dataset), *frontend.feature_shape)
-    with new_entry(folder, f"{name} of {dataset.name}, {len(dataset)} samples", depends_on) as temporary:
-        with npy_rows(temporary / _FEATURES, shape, np.dtype(frontend.feature_dtype)) as append:
-            for raw in _raw_blocks(dataset, name, np.arange(len(dataset))):
-                append(frontend(torch.from_numpy(frontend.host(raw))).numpy())
-        frontend.save(temporary)
+    with npy_rows(folder / _FEATURES, shape, np.dtype(frontend.feature_dtype)) as append:
+        for raw in _raw_blocks(dataset, name, np.arange(len(dataset))):
+            append(frontend(torch.from_numpy(frontend.host(raw))).numpy())
+    frontend.save(folder)
 
 
 def _raw_blocks(dataset: Dataset, name: str, ids: NDArray[np.int64]) -> Iterable[NDArray[Any]]:

@@ -1,18 +1,24 @@
-"""Commands about the cache: list, clear."""
+"""Commands about the cache: list, explain, clear."""
 
 from __future__ import annotations
 
 import json
 import time
 from dataclasses import asdict
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
 
 cache_app = typer.Typer(
-    help="What is kept so that it is computed once: list, clear.", no_args_is_help=True, rich_markup_mode=None
+    help="What is kept so that it is computed once: list, explain, clear.", no_args_is_help=True, rich_markup_mode=None
 )
-KindsArg = Annotated[list[str] | None, typer.Argument(metavar="[KIND]...", help="features or tables. Default: both.")]
+KindsArg = Annotated[
+    list[str] | None, typer.Argument(metavar="[KIND]...", help="features, tables or builds. Default: all.")
+]
+
+
+_MOST_CHARACTERS = 60
 
 
 def register(app: typer.Typer) -> None:
@@ -23,8 +29,7 @@ def register(app: typer.Typer) -> None:
 @cache_app.command("list")
 def list_(kinds: KindsArg = None, json_: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
     """What is kept: its kind, its size, when it was last used, and with --json all that it depends on."""
-    from distill.datasets.builder import cache_root
-    from mst_edge.core.cache import KINDS, entries
+    from mst_edge.core.cache import KINDS, cache_root, entries
 
     rows = entries(cache_root(), _known(kinds))
     if json_:
@@ -40,9 +45,40 @@ def list_(kinds: KindsArg = None, json_: Annotated[bool, typer.Option("--json", 
 
 
 @cache_app.command()
+def explain(
+    run: Annotated[Path, typer.Argument(help="A run's folder.")],
+    json_: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Why a run reused what was kept, or did not: the facts in which the most similar entry differs."""
+    from mst_edge.run_folder import RunFolder
+
+    lookups = RunFolder(run).lookups()
+    if json_:
+        typer.echo(json.dumps(lookups))
+        return
+    for lookup in lookups:
+        typer.echo(f"{lookup['at']}  {lookup['kind']:9} {lookup['what']}: {_why(lookup)}")
+        for fact, (kept, asked) in lookup["differs"].items():
+            typer.echo(f"{'':22}{fact}: {_short(kept)} in the cache, {_short(asked)} here")
+
+
+def _why(lookup: dict[str, Any]) -> str:
+    if lookup["reused"]:
+        return "reused"
+    if not lookup["differs"]:
+        return "made: nothing like it was kept"
+    return "made: the most similar that was kept differs in"
+
+
+def _short(value: object) -> str:
+    text = "nothing" if value is None else value if isinstance(value, str) else json.dumps(value)
+    return text if len(text) <= _MOST_CHARACTERS else f"{text[: _MOST_CHARACTERS - 3]}..."
+
+
+@cache_app.command()
 def clear(kinds: KindsArg = None) -> None:
     """Remove what is kept; it is computed again when it is needed."""
-    from distill.datasets.builder import cache_root
+    from mst_edge.core.cache import cache_root
     from mst_edge.core.cache import clear as clear_kinds
 
     typer.echo(f"freed {clear_kinds(cache_root(), _known(kinds)) / 1e6:.1f} MB")

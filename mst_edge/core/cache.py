@@ -1,6 +1,7 @@
 """The cache folder: what was computed once, in folders named by the hash of everything that it depends on.
 
-An entry is whole or absent and never changes; ``about.json`` in it says what it is and what it depends on.
+An entry is whole or absent and never changes; ``about.json`` in it says what it is and what it depends on. Who asks for
+an entry can have it noted whether it was there, and if not, what made the difference.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import os
 import shutil
 import uuid
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from mst_edge.core.files import folder_bytes, read_json, remove_leftovers, sha25
 KINDS: Mapping[str, str] = {
     "features": "what front ends made of samples",
     "tables": "what frozen networks said of training and validation samples",
+    "builds": "models that runtimes compiled here and ran once",
 }
 _ABOUT = "about.json"
 _UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES}
@@ -44,13 +46,64 @@ class Entry:
     used_s: float
 
 
+@dataclass(frozen=True)
+class Lookup:
+    """An entry that was asked for.
+
+    Attributes:
+        reused: whether it was there.
+        differs: where it was not, the facts in which the most similar entry differs: its own and what was asked for.
+            Empty where no entry is for the like.
+    """
+
+    kind: str
+    what: str
+    key: str
+    reused: bool
+    differs: Mapping[str, tuple[Any, Any]] = field(default_factory=dict)
+
+
+_JOURNALS: list[list[Lookup]] = []
+
+
+@contextlib.contextmanager
+def journal() -> Iterator[list[Lookup]]:
+    """Yields a list that gets every lookup made meanwhile."""
+    lookups: list[Lookup] = []
+    _JOURNALS.append(lookups)
+    try:
+        yield lookups
+    finally:
+        _JOURNALS.remove(lookups)
+
+
+def cache_root() -> Path:
+    """Where built datasets and caches live: ``MST_EDGE_CACHE``, else ``~/.cache/mst-edge``."""
+    configured = os.environ.get("MST_EDGE_CACHE")
+    return Path(configured) if configured else Path.home() / ".cache" / "mst-edge"
+
+
 def entry_folder(root: Path, kind: str, depends_on: Mapping[str, Any]) -> Path:
     """Where what depends on these facts is kept, or would be."""
     return root / kind / sha256_json(depends_on)[:32]
 
 
-def is_kept(folder: Path) -> bool:
-    """Whether the entry is there; if so, notes that it was used now."""
+def look_up(folder: Path, what: str, depends_on: Mapping[str, Any]) -> bool:
+    """Whether the entry is there; if so, notes that it was used now.
+
+    Args:
+        what: for people: entries for the like have the same.
+    """
+    kept = _touch(folder)
+    if _JOURNALS:
+        differs = {} if kept else _nearest_difference(folder.parent, what, depends_on)
+        lookup = Lookup(folder.parent.name, what, folder.name, kept, differs)
+        for lookups in _JOURNALS:
+            lookups.append(lookup)
+    return kept
+
+
+def _touch(folder: Path) -> bool:
     try:
         os.utime(folder / _ABOUT)
     except PermissionError:  # a cache that others share and we may only read
@@ -58,6 +111,31 @@ def is_kept(folder: Path) -> bool:
     except (FileNotFoundError, NotADirectoryError):
         return False
     return True
+
+
+def _nearest_difference(kind: Path, what: str, depends_on: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    wanted = _flat(depends_on)
+    found = [
+        {
+            name: (old.get(name), wanted.get(name))
+            for name in sorted({*old, *wanted})
+            if old.get(name) != wanted.get(name)
+        }
+        for entry in entries(kind.parent, [kind.name])
+        if entry.what == what and (old := _flat(entry.depends_on))
+    ]
+    return min(found, key=len, default={})
+
+
+def _flat(facts: Any, path: str = "") -> dict[str, Any]:
+    """Facts by their dotted path."""
+    if not isinstance(facts, Mapping):
+        return {path: list(facts) if isinstance(facts, tuple) else facts}
+    return {
+        name: value
+        for key, below in facts.items()
+        for name, value in _flat(below, f"{path}.{key}" if path else key).items()
+    }
 
 
 @contextlib.contextmanager

@@ -26,6 +26,7 @@ from targets import measure
 from targets.board import BoardTarget
 from targets.examples import example_files
 from targets.gate import Candidate, Verdict, compare_accuracy, judge
+from targets.kept import REUSED
 from targets.pack import PackedBuild, pack
 from targets.spec import Build
 from targets.target import gather, get_target
@@ -91,8 +92,9 @@ def deploy(subject: Subject, target_name: str, watcher: DeployWatcher) -> dict[s
     target = get_target(target_name)
     if isinstance(target, BoardTarget):
         return pack_for_board(subject, target, watcher)
-    made = target.build_all(subject.variants, subject.threads, subject.place.builds(target_name), ours=subject.ours)
-    builds, skipped = gather(made, target_name, subject.name, lambda build: watcher.step(f"built {build.id}"))
+    place = subject.place.builds(target_name)
+    made = target.build_all(subject.variants, subject.threads, place, ours=subject.ours, keep=True)
+    builds, skipped = gather(made, target_name, subject.name, lambda build: watcher.step(_made_words(build)))
     scoring, reference, truth = scoring_of(subject.output), subject.reference, subject.truth
     measured = measure.measure(builds, subject.inputs, subject.output, subject.protocol, watcher.busy)
     torch_outputs = _torch_outputs(subject.variants, reference)
@@ -120,6 +122,10 @@ def deploy(subject: Subject, target_name: str, watcher: DeployWatcher) -> dict[s
     }
     _pack(subject, candidates, verdicts, said, record)
     return record
+
+
+def _made_words(build: Build) -> str:
+    return f"built {build.id}{' before: taken from the cache' if build.facts.get(REUSED) else ''}"
 
 
 def _torch_outputs(variants: list[Variant], reference: Predictions) -> dict[str, NDArray[Any]]:

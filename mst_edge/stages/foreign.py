@@ -127,7 +127,8 @@ def deploy_model(request: Request, targets: Sequence[str], watcher: DeployWatche
     record, made, variants = quantize_model(request, measurable(targets), watcher.step)
     watcher.step(f"made {', '.join(variant.name for variant in variants)}")
     subject = _subject(request, made, variants)
-    record["targets"] = [deploy(subject, name, watcher) for name in targets]
+    with subject.place.explained():
+        record["targets"] = [deploy(subject, name, watcher) for name in targets]
     record["gate"] = overall(record["targets"])
     write_json(subject.place.result_file, record)
     return record

@@ -3,10 +3,11 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -14,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mst_edge.core.errors import UserError
-from mst_edge.core.files import atomic_path
+from mst_edge.core.files import atomic_path, sha256_file
 from mst_edge.core.machine import this_machine
 from quantize.variant import Variant
 from targets.spec import Build, Probe
@@ -64,6 +65,37 @@ class Runtime(ABC):
             return variant.name
         return precision if variant.name == variant.precision else f"{variant.name}-bf16"
 
+    def build_id(self, variant: Variant, precision: str) -> str:
+        """What a build is called."""
+        return f"{self.name}-{self.label(variant, precision)}"
+
+    def depends_on(self, variant: Variant, precision: str, threads: int) -> dict[str, Any]:
+        """All that decides what ``build`` writes, and whether it runs: what equals in all of it is the same build."""
+        return {
+            "runtime": self.name,
+            "runtime_version": self.probe().version,
+            "target": self.target,
+            "precision": precision,
+            "threads": threads,
+            "model": sha256_file(variant.model),
+            "input": asdict(variant.input),
+            "float_nodes": list(variant.float_nodes),
+            "in_float": list(variant.in_float),
+            "hardware": self.hardware(),
+            # Not a version number that someone may forget to raise: the code itself.
+            "code": {file.name: sha256_file(file) for file in self._code()},
+        }
+
+    def hardware(self) -> dict[str, Any]:
+        """What of this machine a build depends on."""
+        machine = this_machine()
+        return {"arch": machine.arch, "cpu": machine.cpu, "isa": list(machine.isa)}
+
+    def _code(self) -> list[Path]:
+        """Files that the runtime is written in."""
+        modules = {cls.__module__ for cls in type(self).__mro__} - {"abc", "builtins"}
+        return sorted(Path(str(sys.modules[name].__file__)) for name in modules)
+
     def build(self, variant: Variant, precision: str, threads: int, folder: Path) -> Build:
         """Compiles ``variant`` into ``folder``.
 
@@ -77,7 +109,7 @@ class Runtime(ABC):
             temporary.mkdir()
             model, options = self._build(variant, precision, temporary)
             build = Build(
-                id=f"{self.name}-{self.label(variant, precision)}",
+                id=self.build_id(variant, precision),
                 target=self.target,
                 runtime=self.name,
                 precision=precision,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from mst_edge.core.cache import clear, entries, entry_folder, is_kept, new_entry
+from mst_edge.core.cache import clear, entries, entry_folder, journal, look_up, new_entry
 from mst_edge.core.rows import npy_rows
 
 
@@ -21,8 +21,8 @@ def test_an_entry_says_what_it_is_and_what_it_depends_on(tmp_path):
     (entry,) = entries(tmp_path)
     assert (entry.kind, entry.folder, entry.what, entry.depends_on) == ("tables", folder, "number 7", {"number": 7})
     assert entry.bytes >= 7
-    assert is_kept(folder)
-    assert not is_kept(entry_folder(tmp_path, "tables", {"number": 8}))
+    assert look_up(folder, "number 7", {"number": 7})
+    assert not look_up(entry_folder(tmp_path, "tables", {"number": 8}), "number 8", {"number": 8})
 
 
 @pytest.mark.parametrize("failure", [RuntimeError, KeyboardInterrupt])
@@ -52,7 +52,7 @@ def test_clearing_takes_what_a_killed_process_left_too(tmp_path):
     (half / "data").write_bytes(bytes(1000))
     assert clear(tmp_path, ["tables"]) > 1000
     assert list((tmp_path / "tables").iterdir()) == []
-    assert is_kept(kept)
+    assert look_up(kept, "number 2", {"number": 2})
 
 
 def test_rows_become_an_array(tmp_path):
@@ -68,3 +68,22 @@ def test_a_wrong_number_of_rows_is_refused(tmp_path, blocks):
     with pytest.raises(ValueError, match="array of"), npy_rows(tmp_path / "a.npy", (6, 2), np.float32) as append:
         for count in blocks:
             append(np.zeros((count, 2)))
+
+
+def test_who_asks_hears_what_made_the_difference(tmp_path):
+    first = {"model": "aa", "machine": {"cpu": "x", "isa": ["avx2"]}, "threads": 1}
+    for facts in (first, {**first, "model": "bb", "threads": 4}):
+        with new_entry(entry_folder(tmp_path, "builds", facts), "net", facts):
+            pass
+    wanted = {**first, "machine": {"cpu": "x", "isa": ("avx2", "vnni")}}
+    with journal() as lookups:
+        assert look_up(entry_folder(tmp_path, "builds", first), "net", first)
+        assert not look_up(entry_folder(tmp_path, "builds", wanted), "net", wanted)
+        assert not look_up(entry_folder(tmp_path, "builds", {"model": "cc"}), "another net", {"model": "cc"})
+    assert [(found.reused, found.differs) for found in lookups] == [
+        (True, {}),
+        (False, {"machine.isa": (["avx2"], ["avx2", "vnni"])}),  # not the other entry, of which more differs
+        (False, {}),
+    ]
+    look_up(entry_folder(tmp_path, "builds", first), "net", first)
+    assert len(lookups) == 3  # nobody listens any more

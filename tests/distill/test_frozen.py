@@ -16,7 +16,6 @@ import torch
 from torch import nn
 
 from distill.datasets.arrays import open_arrays
-from distill.datasets.builder import cache_root
 from distill.datasets.splits import SplitRule, split_dataset
 from distill.frontends import frontend_options, make_frontend
 from distill.frozen import Frozen, Keeper, as_logits
@@ -25,6 +24,7 @@ from distill.lab import freeze
 from distill.masks import MaskedTeacher, make_specialised
 from distill.training.features import FeatureStore
 from mst_edge.core import cache
+from mst_edge.core.cache import cache_root
 from tests.conftest import ROOT, mst_edge, write_arrays
 from tests.distill.test_training import make_lab, store  # noqa: F401
 
