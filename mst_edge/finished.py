@@ -13,6 +13,7 @@ import numpy as np
 from distill.student import Student, load_student
 from mst_edge.core.errors import UserError
 from mst_edge.core.files import require_unused, write_json
+from mst_edge.front import summary
 from mst_edge.pipeline import Watcher
 from mst_edge.recipe import Recipe, load_recipe
 from mst_edge.report.page import write_report
@@ -24,7 +25,6 @@ from mst_edge.stages.distill import make_lab, pick_device
 from mst_edge.stages.goals import goals_of
 from mst_edge.stages.mixed import Judge, measurable, search_for
 from mst_edge.stages.qat import teaching
-from mst_edge.stages.subject import overall
 from quantize.api import make_variants
 from quantize.calibration import FOLDER, Calibration, load_calibration, save_calibration
 from quantize.mixed import Search
@@ -118,7 +118,7 @@ def deploy_run(path: Path, targets: Sequence[str], data_root: Path | None, watch
     result |= {
         "variants": done["variants"],
         "skipped_schemes": done["skipped"],
-        "gate": overall(result["targets"]),
+        **summary(result["targets"]),
     }
     write_json(run.result_file, result)
     write_report(run)

@@ -11,6 +11,7 @@ from distill.training.parallel import ALONE, Processes, disconnect
 from distill.training.phase import Reporter
 from mst_edge.core.files import remove_leftovers, write_json
 from mst_edge.core.provenance import provenance
+from mst_edge.front import summary
 from mst_edge.recipe import Recipe
 from mst_edge.report.page import write_report
 from mst_edge.run_folder import RunFolder
@@ -111,8 +112,7 @@ def _run(recipe: Recipe, run: RunFolder, options: RunOptions, watcher: Watcher) 
         "variants": made["variants"],
         "skipped_schemes": made["skipped"],
         "sensitivity": made["sensitivity"],
-        "targets": deployed,
-        "gate": overall(deployed),
+        **summary(deployed),
         "provenance": provenance(recipe_sha256=recipe.sha256(), data_sha256=data.dataset.fingerprint, seed=recipe.seed),
     }
     write_json(run.result_file, result)

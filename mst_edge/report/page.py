@@ -14,6 +14,7 @@ import yaml
 
 from mst_edge.core.errors import UserError
 from mst_edge.core.files import read_json, write_text
+from mst_edge.front import pareto
 from mst_edge.report import layers, svg
 from mst_edge.report.table import model_name, short_verdict
 from mst_edge.run_folder import RunFolder
@@ -45,6 +46,7 @@ def write_report(run: RunFolder) -> Path:
         mixed=_mixed(result),
         numerics=_numerics(run),
         targets=[_target(target, result) for target in _measured(result)],
+        front=result["front"] if len({row["target"] for row in result["front"]}) > 1 else [],
         boards=[target for target in result["targets"] if not target["on_host"]],
         recipe=yaml.safe_dump(result["recipe"], sort_keys=False),
         provenance=json.dumps(result["provenance"], indent=2),
@@ -204,6 +206,7 @@ def _target(target: Mapping[str, Any], result: Mapping[str, Any]) -> dict[str, A
         **target,
         "rows": [{**row, "short": short_verdict(row)} for row in target["builds"]],
         "winner": _chosen(target),
+        "scenarios": [_scenarios(row) for row in target["builds"] if _has_scenarios(row["measurement"])],
         "runtimes": [{"name": name, "style": style} for style, name in enumerate(runtimes)],
         "front": svg.scatter(
             points,
@@ -216,6 +219,29 @@ def _target(target: Mapping[str, Any], result: Mapping[str, Any]) -> dict[str, A
         ),
         "confusion_chart": target["confusion"] and svg.confusion(target["confusion"], result["data"]["classes"]),
     }
+
+
+def _has_scenarios(measured: Mapping[str, Any]) -> bool:
+    return bool(measured["energy"] or measured["single_stream"])
+
+
+def _scenarios(row: Mapping[str, Any]) -> dict[str, str]:
+    """Energy, and MLPerf's scenarios, of one build, in words."""
+    measured = row["measurement"]
+    stream, offline = measured["single_stream"], measured["offline"]
+    energy = (f"{e['counter']}: {e['mj']:.3g} mJ, {e['above_idle_mj']:.3g} above idle" for e in measured["energy"])
+    said = {"build": row["id"], "energy": "; ".join(energy), "stream": "", "offline": ""}
+    if stream is not None:
+        p90 = "too few queries" if stream["p90_ms"] is None else f"{stream['p90_ms']:.3f} ms"
+        said["stream"] = f"{p90}, {stream['queries']} queries{_invalid_words(stream)}"
+    if offline is not None:
+        rate = f"{offline['samples_per_s']:.0f} samples/s, batch {offline['batch']}"
+        said["offline"] = rate + _invalid_words(offline)
+    return said
+
+
+def _invalid_words(scenario: Mapping[str, Any]) -> str:
+    return f"; invalid: {scenario['problem']}" if scenario["problem"] else ""
 
 
 def _limit(target: Mapping[str, Any]) -> float | None:
@@ -253,13 +279,3 @@ def _point(row: Mapping[str, Any], target: Mapping[str, Any], runtimes: Sequence
         emphasis=row["verdict"]["chosen"],
         hover=f"{row['id']}: {accuracy['value']:.2%}, p90 {latency['p90_ms']:.3f} ms. {row['verdict']['reason']}",
     )
-
-
-def pareto(points: Sequence[tuple[float, float]], *, higher_is_better: bool = True) -> list[tuple[float, float]]:
-    """The points that no other beats in both latency (lower) and the metric, by latency."""
-    sign = 1 if higher_is_better else -1
-    front: list[tuple[float, float]] = []
-    for x, y in sorted(points, key=lambda point: (point[0], -sign * point[1])):
-        if not front or sign * y > sign * front[-1][1]:
-            front.append((x, y))
-    return front

@@ -15,12 +15,13 @@ from mst_edge.core.errors import UserError
 from mst_edge.core.files import require_unused, sha256_file, write_json
 from mst_edge.core.provenance import provenance
 from mst_edge.core.scoring import scoring_of
+from mst_edge.front import summary
 from mst_edge.recipe import GoalsSection, MeasureSection, MixedSection, QuantizeSection
 from mst_edge.run_folder import RunFolder
 from mst_edge.stages.deploy import deploy
 from mst_edge.stages.mixed import Judge, measurable, search_for
 from mst_edge.stages.sensitivity import report_sensitivity
-from mst_edge.stages.subject import DeployWatcher, Subject, overall
+from mst_edge.stages.subject import DeployWatcher, Subject
 from mst_edge.stages.variants import SEARCH, variant_row
 from quantize.api import PreparedModel, make_variants, prepare_model
 from quantize.foreign import Shapes
@@ -128,8 +129,7 @@ def deploy_model(request: Request, targets: Sequence[str], watcher: DeployWatche
     watcher.step(f"made {', '.join(variant.name for variant in variants)}")
     subject = _subject(request, made, variants)
     with subject.place.explained():
-        record["targets"] = [deploy(subject, name, watcher) for name in targets]
-    record["gate"] = overall(record["targets"])
+        record |= summary([deploy(subject, name, watcher) for name in targets])
     write_json(subject.place.result_file, record)
     return record
 
