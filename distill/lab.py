@@ -189,7 +189,8 @@ class Lab:
         helpers: Mapping[str, nn.Module] | None = None,
         reads: Sequence[str] = (),
     ) -> None:
-        """Trains a student further; it ends with the weights of its best validation epoch.
+        """Trains a student further; it ends with the weights of its best validation epoch, or with those that it
+        came with where no epoch is better.
 
         Args:
             step: losses of one batch by name; on the task alone where absent.
@@ -211,6 +212,7 @@ class Lab:
                 validate=lambda: self.validate(student),
                 keep_best={"student": ("val_error", "val_loss")},
                 reads=sorted({*student.reads, *reads}),
+                start_counts=True,
             )
         )
 

@@ -103,6 +103,7 @@ class Phase:
         keep_best: module name to the validation metrics (lower is better; later ones break ties) that
             decide which epoch's weights it ends with; modules not named here keep their last weights.
         reads: modalities that a batch must hold.
+        start_counts: whether the weights that it begins with are one of the choices of ``keep_best``.
     """
 
     name: str
@@ -113,6 +114,7 @@ class Phase:
     validate: Callable[[], Mapping[str, float]]
     keep_best: Mapping[str, Sequence[str]]
     reads: Sequence[str]
+    start_counts: bool = False
 
 
 History = list[dict[str, float]]
@@ -146,7 +148,12 @@ def run_phase(phase: Phase, store: FeatureStore, session: Session) -> History:
         history: History = read_json(folder / "history.json")
         session.reporter.begin(phase.name, phase.epochs, phase.epochs)
         return history
-    progress = _restore(phase, checkpoint) if checkpoint.exists() else _Progress()
+    if checkpoint.exists():
+        progress = _restore(phase, checkpoint)
+    else:
+        progress = _Progress()
+        if phase.start_counts:
+            progress.keep_best(phase, session.processes.agree(_at_start(phase)))
     training = _Training(phase, store, session, progress, checkpoint)
     session.reporter.begin(phase.name, phase.epochs, len(progress.history))
     for epoch in range(len(progress.history), phase.epochs):
@@ -164,6 +171,12 @@ def run_phase(phase: Phase, store: FeatureStore, session: Session) -> History:
     for module in phase.modules.values():
         module.eval()
     return progress.history
+
+
+def _at_start(phase: Phase) -> Mapping[str, float]:
+    for module in phase.modules.values():
+        module.eval()
+    return phase.validate()
 
 
 @dataclass
@@ -190,6 +203,10 @@ class _Progress:
 
     def add(self, phase: Phase, scalars: dict[str, float]) -> None:
         self.history.append(scalars)
+        self.keep_best(phase, scalars)
+
+    def keep_best(self, phase: Phase, scalars: Mapping[str, float]) -> None:
+        """Keeps the modules' weights where these metrics are their best so far."""
         for name, metrics in phase.keep_best.items():
             score = [scalars[metric] for metric in metrics]
             if name not in self.best or score < self.best[name][0]:

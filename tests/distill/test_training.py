@@ -222,3 +222,20 @@ def test_a_student_of_several_phases_anneals_once():
     second = choice.build([net], span=(share, 1.0))
     factors = [first.factor(e / 8) for e in range(8)] + [second.factor(e / 12) for e in range(12)]
     assert factors == pytest.approx([0.5 * (1 + math.cos(math.pi * e / 20)) for e in range(20)])
+
+
+@pytest.mark.parametrize("counts", [True, False])
+def test_what_it_came_with_is_kept_where_no_epoch_is_better(store, tmp_path, counts):
+    lab = make_lab(store, tmp_path)
+    student = lab.new_student()
+    start = copy_state(student.module)
+    errors = iter([0.4, 0.6, 0.5] if counts else [0.6, 0.5])
+    phase = Phase(
+        "worse", 2, {"student": student.module}, [lab.optimizer.build([student.module])],
+        lambda batch, _e: {"loss": lab.task.loss(student(batch.inputs), batch.target)},
+        lambda: {"val_error": next(errors)}, {"student": ("val_error",)}, ("signal",), start_counts=counts,
+    )  # fmt: skip
+    run_phase(phase, store, lab.session)
+    assert next(errors, None) is None
+    end = copy_state(student.module)
+    assert all(torch.equal(start[key], end[key]) for key in start) == counts
