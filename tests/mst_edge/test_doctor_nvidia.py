@@ -22,6 +22,7 @@ from mst_edge.doctor.nvidia_facts import (
     version,
 )
 from tests.apps.board import recorded
+from tests.conftest import ROOT
 
 RELEASE = (
     "# R36 (release), REVISION: 4.3, GCID: 38968081, BOARD: generic, EABI: aarch64, DATE: Wed Jan  8 01:49:37 UTC 2025"
@@ -331,3 +332,10 @@ def test_all_targets_are_healthy_without_a_gpu_and_one_that_was_named_is_not(mon
         assert found["cuda"].state == state
         assert found["cuda/tensorrt"].state == "missing"
         assert found["cuda/tensorrt"].fix.startswith("install the driver of the GPU")
+
+
+def test_the_page_has_the_table_of_jetpacks():
+    page = (ROOT / "docs" / "cuda.md").read_text(encoding="utf-8")
+    for one in JETPACKS:
+        cells = (".".join(map(str, numbers)) for numbers in (one.l4t, one.cuda, one.tensorrt, one.python))
+        assert f"| {one.name} | {' | '.join(cells)} |" in page

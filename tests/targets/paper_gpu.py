@@ -97,7 +97,8 @@ class _Error:
 class OnnxParser:
     def __init__(self, network, log): self.network, self.num_errors = network, 0
     def parse_from_file(self, path):
-        self.network.model = open(path, "rb").read()
+        with open(path, "rb") as file:
+            self.network.model = file.read()
         self.num_errors = 1 if os.environ.get("FAKE_UNREADABLE") else 0
         return not self.num_errors
     def get_error(self, number): return _Error("In node 3 with name: conv: UNSUPPORTED_NODE")
