@@ -135,12 +135,12 @@ def test_the_real_dpkg_query_understands_how_it_is_asked():
 
 
 def test_what_a_wheel_was_built_for_is_read_without_importing_it(tmp_path, monkeypatch):
-    (tmp_path / "torch").mkdir()
-    (tmp_path / "torch" / "__init__.py").write_text("raise RuntimeError('imported')")
+    (tmp_path / "some_wheel").mkdir()
+    (tmp_path / "some_wheel" / "__init__.py").write_text("raise RuntimeError('imported')")
     monkeypatch.syspath_prepend(str(tmp_path))
     for line, cuda in [("cuda: Optional[str] = '12.6'", "12.6"), ("cuda: Optional[str] = None", "")]:
-        (tmp_path / "torch" / "version.py").write_text(f"__version__ = '2.13.0'\n{line}\nhip = '9.9'\n")
-        assert nvidia_facts._said_in("torch", "version.py", "cuda") == cuda
+        (tmp_path / "some_wheel" / "version.py").write_text(f"__version__ = '2.13.0'\n{line}\nhip = '9.9'\n")
+        assert nvidia_facts._said_in("some_wheel", "version.py", "cuda") == cuda
     assert nvidia_facts._said_in("no_such_package", "version.py", "cuda") is None
 
 
