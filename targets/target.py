@@ -79,12 +79,16 @@ class Target:
         """Of a target that is this machine, makes sure that a runtime works; what is built elsewhere needs none.
 
         Raises:
-            UserError: none does; says why and what mends it.
+            UserError: none does; says what the first one lacks.
         """
         probes = self.probe()
         if self.spec.on_host and not any(probe.available for probe in probes.values()):
-            reasons = "; ".join(f"{name}: {probe.reason}" for name, probe in probes.items())
-            raise UserError(f"nothing here runs it ({reasons})", where=f"target {self.spec.name}")
+            name, probe = next(iter(probes.items()))
+            raise UserError(
+                f"nothing here runs it ({name}: {probe.reason.partition(' (')[0]})",
+                where=f"target {self.spec.name}",
+                fix=f"`mst-edge doctor --target {self.spec.name}` says what mends it",
+            )
 
     def probe(self) -> dict[str, Probe]:
         """What every runtime found out about itself here."""
