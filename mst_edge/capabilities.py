@@ -81,7 +81,8 @@ def _conditions(targets: Sequence[str]) -> Iterator[str]:
             if features:
                 by_features.setdefault(features, []).append(precision)
         for features, precisions in by_features.items():
-            yield f"On {target}, {name} runs {' and '.join(precisions)} where the CPU has {' or '.join(features)}."
+            has = f"where the {runtime.device} has {' or '.join(features)}"
+            yield f"On {target}, {name} runs {' and '.join(precisions)} {has}."
 
 
 if __name__ == "__main__":

@@ -70,6 +70,8 @@ def run_recipe(recipe: Recipe, run: RunFolder, options: RunOptions, watcher: Wat
 def _run(recipe: Recipe, run: RunFolder, options: RunOptions, watcher: Watcher) -> dict[str, Any]:
     targets = [get_target(name) for name in recipe.targets]  # fail on a wrong name before training
     if options.until != "distill":
+        for target in targets:
+            target.require_here()
         require_schemes(recipe.quantize.schemes)
         check_search(recipe)
     processes = options.processes

@@ -77,6 +77,8 @@ def make_plan(recipe: Recipe, data_root: Path | None, device: str) -> Plan:
         UserError: as the run itself would.
     """
     targets = [get_target(name) for name in recipe.targets]
+    for target in targets:
+        target.require_here()
     started = time.perf_counter()
     data = prepare(recipe, data_root)
     lab = make_lab(recipe, data, Path("dry-run"), pick_device(device), Silent())

@@ -13,14 +13,9 @@ from targets.target import Skipped, Target
 
 
 class BoardTarget(Target):
-    """A device that this machine can only prepare for; subclasses write ``prepare``, ``carried`` and ``guide``.
-
-    Attributes:
-        schemes: which quantizations the device takes; made for it where nobody asked for them.
-    """
+    """A device that this machine can only prepare for; subclasses write ``prepare``, ``carried`` and ``guide``."""
 
     runtime_classes: ClassVar = {}
-    schemes: ClassVar[tuple[str, ...]]
 
     @abstractmethod
     def prepare(self, variants: list[Variant], folder: Path) -> Iterator[Build | Skipped]:

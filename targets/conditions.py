@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from mst_edge.core.machine import usable_cores
+from targets.gpu_watch import GpuConditions, GpuWatch
 
 _CPUS = "sys/devices/system/cpu"
 _CLOCK_VARIES, _STEAL = 0.1, 0.01  # shares above which a person should know
@@ -43,6 +44,7 @@ class Conditions:
     problems: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
     unread: tuple[str, ...] = ()
+    gpu: GpuConditions | None = None
 
 
 @dataclass
@@ -51,10 +53,12 @@ class Watch:
 
     Args:
         root: of the file system that holds ``sys`` and ``proc``.
+        gpu: the watch of the GPU, where builds run on one.
     """
 
     root: Path = Path("/")
     cores: int = field(default_factory=usable_cores)
+    gpu: GpuWatch | None = None
 
     def __post_init__(self) -> None:
         self._throttled_ms = quota_throttled_ms(self.root)
@@ -70,6 +74,8 @@ class Watch:
         self._clocks += sorted(clocks_mhz(self.root))[-1:]  # others may idle
         self._temperatures += temperatures_c(self.root)
         self._loads += load(self.root)
+        if self.gpu is not None:
+            self.gpu.look()
 
     def conditions(self, unread: tuple[str, ...] = ()) -> Conditions:
         """What happened since the watch was made."""
@@ -85,10 +91,10 @@ class Watch:
             temperature_c=max(self._temperatures, default=None),
             load=max(self._loads, default=None),
             steal=_steal(self._times, cpu_times(self.root)),
+            unread=unread,
+            gpu=None if self.gpu is None else self.gpu.conditions(),
         )
-        return Conditions(
-            **{**vars(seen), "problems": _problems(seen), "warnings": _warnings(seen, self.cores), "unread": unread}
-        )
+        return replace(seen, problems=_problems(seen), warnings=_warnings(seen, self.cores))
 
 
 def governors(root: Path) -> tuple[str, ...]:
@@ -176,7 +182,7 @@ def _problems(seen: Conditions) -> tuple[str, ...]:
         problems.append(f"throttled: the control group was held back {seen.quota_throttled_ms:.0f} ms for {cores}")
     if seen.thermal_throttles:
         problems.append(f"throttled: the CPU slowed down for heat {seen.thermal_throttles} times")
-    return tuple(problems)
+    return (*problems, *(() if seen.gpu is None else seen.gpu.problems))
 
 
 def _warnings(seen: Conditions, cores: int) -> tuple[str, ...]:
@@ -189,7 +195,7 @@ def _warnings(seen: Conditions, cores: int) -> tuple[str, ...]:
         low, high = seen.clock_mhz
         said = f" (governor {', '.join(seen.governors)})" if seen.governors else ""
         warnings.append(f"the clock varied from {low:.0f} to {high:.0f} MHz{said}")
-    return tuple(warnings)
+    return (*warnings, *(() if seen.gpu is None else seen.gpu.warnings))
 
 
 def _steal(before: list[int], after: list[int]) -> float | None:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import ctypes
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+from targets.nvml import Nvml
 
 _POWERCAP = "sys/class/powercap"
 _ZONES = "intel-rapl:[0-9]"  # packages; their parts have two colons (AMD's driver uses the same names)
-_NVML = "libnvidia-ml.so.1"
 
 
 @dataclass(frozen=True)
@@ -59,16 +60,13 @@ class RaplCounter(Counter):
 class NvmlCounter(Counter):
     """One GPU: ``nvmlDeviceGetTotalEnergyConsumption``, in mJ since the driver was loaded (Volta and later)."""
 
-    def __init__(self, library: ctypes.CDLL, index: int) -> None:
+    def __init__(self, library: Nvml, index: int) -> None:
         self.name = f"NVML GPU {index}"
         self._library = library
-        self._device = ctypes.c_void_p()
-        _check(library.nvmlDeviceGetHandleByIndex_v2(index, ctypes.byref(self._device)))
+        self._device: Any = library.handle(index)
 
     def joules(self) -> float:
-        millijoules = ctypes.c_ulonglong()
-        _check(self._library.nvmlDeviceGetTotalEnergyConsumption(self._device, ctypes.byref(millijoules)))
-        return millijoules.value / 1e3
+        return self._library.energy_mj(self._device) / 1e3
 
 
 def find_counters(root: Path = Path("/")) -> tuple[list[Counter], list[str]]:
@@ -113,18 +111,7 @@ def _rapl(root: Path) -> list[Counter]:
 
 
 def _nvml(_: Path) -> list[Counter]:
-    try:
-        library = ctypes.CDLL(_NVML)
-    except OSError:
-        raise OSError("NVML: none here") from None
-    _check(library.nvmlInit_v2())
-    count = ctypes.c_uint()
-    _check(library.nvmlDeviceGetCount_v2(ctypes.byref(count)))
-    counters: list[Counter] = [NvmlCounter(library, index) for index in range(count.value)]
+    library = Nvml()
+    counters: list[Counter] = [NvmlCounter(library, index) for index in range(library.count())]
     read(counters)
     return counters
-
-
-def _check(code: int) -> None:
-    if code:
-        raise OSError(f"NVML: error {code}")

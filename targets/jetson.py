@@ -8,12 +8,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from importlib import resources
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
-import numpy as np
 import onnx
-from numpy.typing import NDArray
-from onnx import numpy_helper
 
 from mst_edge.core.files import atomic_path
 from quantize.variant import MODEL, Variant
@@ -21,10 +18,10 @@ from targets.board import BoardTarget
 from targets.pack import script
 from targets.spec import Build, TargetSpec, load_build
 from targets.target import Skipped
+from targets.tensorrt_file import take, unfit
 
 RUNTIME = "tensorrt"
 _PRECISIONS = ("fp32", "fp16", "int8")
-_LINEAR = ("QuantizeLinear", "DequantizeLinear")
 _BUILD = """\
 #!/bin/sh
 # Compiles the models of this bundle with the TensorRT that is installed here. Options: ./build.sh --help
@@ -98,58 +95,12 @@ class Thor(JetsonTarget):
     spec = TargetSpec("jetson-thor", "Jetson Thor", (), on_host=False)
 
 
-def unfit(model: onnx.ModelProto) -> str:
-    """Why TensorRT does not take a model; empty where nothing is known against it.
-
-    With explicit precision TensorRT takes QuantizeLinear and DequantizeLinear with signed 8-bit values and zero point
-    0, and none of ONNX Runtime's own operators.
-    """
-    held = {tensor.name: tensor for tensor in model.graph.initializer}
-    for node in model.graph.node:
-        if node.domain not in ("", "ai.onnx"):
-            return f"holds {node.domain}.{node.op_type}, which is ONNX Runtime's own"
-        if node.op_type in ("DynamicQuantizeLinear", "MatMulInteger", "ConvInteger") or node.op_type.startswith("QLin"):
-            return f"holds {node.op_type}, which TensorRT does not take"
-        if node.op_type in _LINEAR and len(node.input) > 2:
-            zero = numpy_helper.to_array(held[node.input[2]]) if node.input[2] in held else None
-            if zero is None or zero.dtype not in (np.int8, np.int32) or zero.any():
-                return "is not symmetric: TensorRT takes signed 8-bit values with zero point 0 (int8-symmetric)"
-    return ""
-
-
-def float_biases(model: onnx.ModelProto) -> int:
-    """Replaces biases kept as 32-bit integers by their values in float; returns how many.
-
-    ONNX Runtime's quantizer dequantizes them in the graph. TensorRT takes 8-bit inputs of DequantizeLinear alone, and
-    adds biases in float whatever they are stored as.
-    """
-    held = {tensor.name: tensor for tensor in model.graph.initializer}
-    changed = [
-        node
-        for node in model.graph.node
-        if node.op_type == "DequantizeLinear"
-        and node.input[0] in held
-        and held[node.input[0]].data_type == onnx.TensorProto.INT32
-    ]
-    for node in changed:
-        whole, scale = (numpy_helper.to_array(held[name]) for name in node.input[:2])
-        value: NDArray[Any] = whole.astype(np.float64) * scale
-        model.graph.initializer.append(numpy_helper.from_array(value.astype(scale.dtype), node.output[0]))
-        model.graph.node.remove(node)
-    read = {name for node in model.graph.node for name in node.input}
-    for tensor in [tensor for tensor in model.graph.initializer if tensor.name not in read]:
-        model.graph.initializer.remove(tensor)
-    return len(changed)
-
-
 def _staged(target: str, variant: Variant, model: onnx.ModelProto, folder: Path) -> Build:
-    float_biases(model)
-    onnx.checker.check_model(model)
     opset = next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
     free = [not dim.HasField("dim_value") for dim in model.graph.input[0].type.tensor_type.shape.dim]
     with atomic_path(folder) as temporary:
         temporary.mkdir()
-        onnx.save(model, temporary / MODEL)
+        take(model, temporary / MODEL)
         Build(
             id=folder.name,
             target=target,

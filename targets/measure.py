@@ -23,6 +23,7 @@ from mst_edge.core.stats import Interval, paired_ratio, percentiles
 from targets import mlperf
 from targets.conditions import Conditions, Watch
 from targets.energy import Energy, find_counters, per_inference
+from targets.gpu_watch import GpuWatch
 from targets.spec import Build
 
 # So many that one stray round widens no interval of ``paired_ratio``: of its 78 averages that round is in 12, and 13 on
@@ -87,6 +88,15 @@ class Latency:
 
 
 @dataclass(frozen=True)
+class DeviceTime:
+    """Time of one inference on the device alone, in ms, by the device's own clock: copies and calls not included."""
+
+    p50_ms: float
+    p90_ms: float
+    p99_ms: float
+
+
+@dataclass(frozen=True)
 class Measurement:
     """What was measured of one build, in its own process.
 
@@ -95,6 +105,7 @@ class Measurement:
         energy: of one inference, by counter.
         single_stream, offline: the MLPerf scenarios, where the protocol has them.
         conditions: what the machine did meanwhile.
+        device: None where the runtime does not tell.
     """
 
     latency: Latency
@@ -108,6 +119,7 @@ class Measurement:
     single_stream: mlperf.SingleStream | None = None
     offline: mlperf.Offline | None = None
     conditions: Conditions | None = None
+    device: DeviceTime | None = None
 
     @property
     def problems(self) -> tuple[str, ...]:
@@ -219,7 +231,7 @@ def measure(
         for worker in workers:
             progress(f"accuracy of {worker.build.id}")
             said[worker.build.id] = _predict(worker, output, scratch)
-        watch = Watch()
+        watch = Watch(gpu=GpuWatch() if any(worker.facts["device"] == "GPU" for worker in workers) else None)
         timings = _interleave(workers, protocol, watch, progress)
         conditions = watch.conditions(tuple(find_counters()[1]))
         return {
@@ -245,6 +257,7 @@ class _Timing:
     peak_memory_mb: float
     idle_w: dict[str, float]
     rounds: list[NDArray[np.float64]] = field(default_factory=list)
+    device_ms: list[float] = field(default_factory=list)
     overheads_us: list[float] = field(default_factory=list)
     seconds: float = 0.0
     joules: dict[str, float] = field(default_factory=dict)
@@ -256,6 +269,7 @@ class _Timing:
     def add(self, answer: Mapping[str, Any]) -> None:
         """One round."""
         self.rounds.append(np.array(answer["latencies_ms"]))
+        self.device_ms += answer["device_ms"]
         self.overheads_us.append(answer["overhead_us"])
         self.seconds += answer["seconds"]
         self.joules = {name: self.joules.get(name, 0.0) + value for name, value in answer["joules"].items()}
@@ -340,6 +354,7 @@ def _measurement(worker: Worker, timing: _Timing, protocol: Protocol, conditions
         single_stream=single_stream,
         offline=offline,
         conditions=conditions,
+        device=DeviceTime(*percentiles(timing.device_ms, (50, 90, 99))) if timing.device_ms else None,
     )
 
 

@@ -25,8 +25,15 @@ from targets.runtimes.base import Runtime
 from targets.target import get_target
 
 MODELS = Path(__file__).parent / "proofs"
-# Forms in which a variant keeps its weights; every other precision is a way to run one of them.
-WEIGHTS = ("fp32", "fp16", "int8", "w8", "w4")
+# Forms in which a variant keeps its weights, by its precision; every other precision is a way to run one of them. A
+# runtime is proved by the first that it takes: TensorRT wants zero points of 0.
+FORMS = {
+    "fp32": ("fp32",),
+    "fp16": ("fp16",),
+    "int8": ("int8", "int8-symmetric"),
+    "w8": ("w8",),
+    "w4": ("w4",),
+}
 _OPSET = 18
 _MOST_SECONDS = 120.0
 # Of the largest answer. OpenVINO rounds what it multiplies with 8-bit and 4-bit weights to eight bits.
@@ -92,8 +99,9 @@ def _last_words(code: int, said: str) -> str:
 
 def _prove_here(runtime: Runtime) -> Iterator[Proof]:
     with tempfile.TemporaryDirectory(prefix="mst-edge-") as scratch:
-        for stored in WEIGHTS:
-            variant = _variant(stored, Path(scratch) / stored)
+        for stored, forms in FORMS.items():
+            variants = [_variant(form, stored, Path(scratch) / form) for form in forms]
+            variant = next((one for one in variants if not runtime.unfit(one)), variants[0])
             for precision in runtime.precisions(variant):
                 yield _run(runtime, variant, precision, Path(scratch) / f"build-{precision}")
 
@@ -111,10 +119,10 @@ def _run(runtime: Runtime, variant: Variant, precision: str, folder: Path) -> Pr
     return Proof(runtime.name, precision, runner.last_ms, problem)
 
 
-def _variant(precision: str, folder: Path) -> Variant:
+def _variant(form: str, precision: str, folder: Path) -> Variant:
     with atomic_path(folder) as temporary:
         temporary.mkdir()
-        (temporary / MODEL).write_bytes((MODELS / f"{precision}.onnx").read_bytes())
+        (temporary / MODEL).write_bytes((MODELS / f"{form}.onnx").read_bytes())
     inputs, outputs = weight().shape
     return Variant(
         precision,

@@ -18,11 +18,12 @@ from mst_edge.core.errors import UserError, unknown_name
 from quantize.variant import Variant
 from targets.kept import Kept
 from targets.measure import Worker
-from targets.runtimes.base import Runner, Runtime
+from targets.runtimes.base import NotBuiltError, Runner, Runtime
 from targets.spec import Build, Probe, TargetSpec
 
 _BUILT_IN = {
     "cpu": "targets.cpu:CpuTarget",
+    "cuda": "targets.cuda:CudaTarget",
     "jetson-orin-nano": "targets.jetson:OrinNano",
     "jetson-orin-nx": "targets.jetson:OrinNx",
     "jetson-agx-orin": "targets.jetson:AgxOrin",
@@ -40,10 +41,15 @@ class Skipped:
 
 
 class Target:
-    """One kind of hardware; subclasses give ``spec`` and ``runtime_classes``."""
+    """One kind of hardware; subclasses give ``spec`` and ``runtime_classes``.
+
+    Attributes:
+        schemes: quantizations that the hardware wants; made for it where nobody asked for them.
+    """
 
     spec: ClassVar[TargetSpec]
     runtime_classes: ClassVar[dict[str, str]]
+    schemes: ClassVar[tuple[str, ...]] = ()
 
     def runtime(self, name: str) -> Runtime:
         """The runtime called ``name`` on this target, imported on use.
@@ -69,6 +75,21 @@ class Target:
                 fix=f"`mst-edge deploy ... --target {self.spec.name}` packs a bundle that is built and measured there",
             )
 
+    def require_here(self) -> None:
+        """Of a target that is this machine, makes sure that a runtime works; what is built elsewhere needs none.
+
+        Raises:
+            UserError: none does; says what the first one lacks.
+        """
+        probes = self.probe()
+        if self.spec.on_host and not any(probe.available for probe in probes.values()):
+            name, probe = next(iter(probes.items()))
+            raise UserError(
+                f"nothing here runs it ({name}: {probe.reason.partition(' (')[0]})",
+                where=f"target {self.spec.name}",
+                fix=f"`mst-edge doctor --target {self.spec.name}` says what mends it",
+            )
+
     def probe(self) -> dict[str, Probe]:
         """What every runtime found out about itself here."""
         return {name: self.runtime(name).probe() for name in self.spec.runtimes}
@@ -90,8 +111,12 @@ class Target:
                 yield Skipped(name, probe.reason)
                 continue
             for variant in (one for one in variants if one.target in ("", self.spec.name)):
+                unfit = runtime.unfit(variant)
                 for precision in runtime.precisions(variant):
                     place = folder / runtime.build_id(variant, precision)
+                    if unfit:
+                        yield Skipped(place.name, unfit)
+                        continue
                     kept = Kept(runtime, variant, precision, threads) if keep else None
                     made: Build | Skipped | None = kept.take(place) if kept else None
                     if made is None:
@@ -105,6 +130,8 @@ class Target:
         """A build that ran, or why there is none."""
         try:
             made = build()
+        except NotBuiltError as error:
+            return Skipped(place.name, " ".join(str(error).split()))
         except Exception as error:
             if ours or isinstance(error, UserError):  # a full disk, say
                 raise

@@ -42,6 +42,7 @@ def main() -> None:
         first = np.ascontiguousarray(samples[:1])
         runner.run(first)
         facts = {
+            "device": runner.device,
             "load_ms": runner.load_ms,
             "first_inference_ms": runner.last_ms,
             "model_memory_mb": memory_mb().get("now", 0.0) - before.get("now", 0.0),
@@ -82,6 +83,7 @@ def _serve(runner: Any, samples: Any, request: dict[str, Any], counters: list[en
 def _time(runner: Any, inputs: list[Any], runs: int, seconds: float, max_seconds: float) -> dict[str, Any]:
     """Times until both minima are reached, or ``max_seconds``; one run at least."""
     latencies: list[float] = []
+    on_device: list[float] = []
     begin = time.perf_counter_ns()
     around = 0
     elapsed = 0.0
@@ -92,9 +94,11 @@ def _time(runner: Any, inputs: list[Any], runs: int, seconds: float, max_seconds
         now = time.perf_counter_ns()
         around += now - before
         latencies.append(runner.last_ms)
+        if runner.device_ms is not None:
+            on_device.append(runner.device_ms)
         elapsed = (now - begin) / 1e9
     overhead_us = around / 1e3 / len(latencies) - 1e3 * sum(latencies) / len(latencies)
-    return {"latencies_ms": latencies, "seconds": elapsed, "overhead_us": overhead_us}
+    return {"latencies_ms": latencies, "device_ms": on_device, "seconds": elapsed, "overhead_us": overhead_us}
 
 
 def _batch(samples: Any, size: int) -> Any:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from .answers import Answer, Prediction, answer_of
 from .drift import Drift, drift
-from .engines import ENGINES, Engine
+from .engines import ENGINES, Engine, requirement_of
 from .errors import BundleError
 from .inputs import Sample, encode_text, read_sample
 from .manifest import MANIFEST, BuildEntry, Manifest, inside, read_manifest
@@ -77,8 +77,11 @@ class Bundle:
             self.build = build
             self._engine = engine(inside(self.folder, build.model), build.options)
             return self._engine
-        wanted = runtime or " or ".join(dict.fromkeys(build.runtime for build in self.manifest.builds))
-        raise BundleError(f"needs {wanted}, which is not installed", where=self.folder, fix=f"pip install {wanted}")
+        names = [runtime] if runtime else list(dict.fromkeys(build.runtime for build in self.manifest.builds))
+        wanted = " or ".join(requirement_of(name) for name in names)
+        raise BundleError(
+            f"needs {' or '.join(names)}, which is not installed", where=self.folder, fix=f"pip install {wanted}"
+        )
 
     def use(self, build_id: str) -> Engine:
         """Loads one build instead of the preferred one.

@@ -17,6 +17,7 @@ _TOOLS = (
     "onnxruntime",
     "onnxruntime-gpu",
     "openvino",
+    "tensorrt",
     "nncf",
     "torchao",
     "neural-compressor-pt",

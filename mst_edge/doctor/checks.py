@@ -12,6 +12,7 @@ from importlib import metadata
 from mst_edge.core.extras import EXTRA_OF, distribution_of, install_command
 from mst_edge.core.machine import this_machine
 from mst_edge.doctor.findings import Check, Finding, State, Ward
+from mst_edge.doctor.nvidia import look_at_nvidia
 from targets.target import get_target
 
 _LEAST_PYTHON = (3, 11)
@@ -100,7 +101,9 @@ def look_at_targets(ward: Ward) -> Iterator[Finding]:
                 state: State = "works" if proof.works else "broken"
                 yield Finding(f"{name}/{runtime}/{proof.precision}", state, text, facts=facts)
         if target.spec.on_host and not proved:
-            yield Finding(name, "broken", "no runtime of this target works here")
+            # Of all targets, some are for hardware that is not here; one that was named is wanted.
+            here = ward.asked or any(ward.probe(name, runtime).available for runtime in target.spec.runtimes)
+            yield Finding(name, "broken" if here else "note", "no runtime of this target works here")
         elif not target.spec.on_host:
             yield Finding(name, "note", "builds run on the device, not here")
 
@@ -139,6 +142,7 @@ CHECKS = (
     Check("python", "Python", look_at_python),
     Check("packages", "Packages", look_at_packages),
     Check("cpu", "CPU", look_at_cpu),
+    Check("nvidia", "NVIDIA: JetPack, driver, CUDA, TensorRT and wheels", look_at_nvidia),
     Check("targets", "Targets: an inference per runtime and precision", look_at_targets),
     Check("schemes", "Schemes of quantization", look_at_schemes),
 )

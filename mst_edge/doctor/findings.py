@@ -34,9 +34,14 @@ class Finding:
 
 @dataclass(frozen=True)
 class Ward:
-    """What checks are asked about, and what they share: every runtime is probed and proved once."""
+    """What checks are asked about, and what they share: every runtime is probed and proved once.
+
+    Attributes:
+        asked: whether a person named the targets.
+    """
 
     targets: tuple[str, ...]
+    asked: bool = True
 
     @functools.cache  # noqa: B019  lives as long as one report
     def probe(self, target: str, runtime: str) -> Probe:

@@ -30,7 +30,7 @@ def examine(targets: Sequence[str], *, as_json: bool) -> bool:
     """
     for name in targets:
         get_target(name)
-    ward = Ward(tuple(targets or target_names()))
+    ward = Ward(tuple(targets or target_names()), asked=bool(targets))
     console = Console(quiet=as_json)
     found = [(check, _show(check, list(check.look(ward)), console)) for check in CHECKS]
     healthy = not any(finding.state == "broken" for _, findings in found for finding in findings)

@@ -15,8 +15,7 @@ from apps.runtime.board.check import FP32, INPUTS, TARGET
 from mst_edge.core.files import atomic_path
 from mst_edge.core.provenance import provenance
 from mst_edge.core.scoring import scoring_of
-from mst_edge.stages.subject import NOT_JUDGED, DeployWatcher, Subject
-from quantize.api import make_variants
+from mst_edge.stages.subject import NOT_JUDGED, DeployWatcher, Subject, variants_for
 from quantize.calibration import ABOUT
 from quantize.variant import Variant
 from targets.board import BoardTarget
@@ -25,9 +24,18 @@ from targets.spec import Build
 from targets.target import gather, get_target
 
 # What another device may differ from this one's outputs, as a share of the outputs' spread (standard deviation).
-DEVICE_LIMITS = {"fp32": 1e-3, "fp16": 0.05, "bf16": 0.25, "int8": 0.5, "int8-bf16": 0.5, "w8": 0.05, "w4": 0.05}
-# GPUs multiply fp32 in TF32 unless told otherwise: 11 bits of mantissa, as fp16.
-_GPU_LIMITS = {**DEVICE_LIMITS, "fp32": DEVICE_LIMITS["fp16"]}
+DEVICE_LIMITS = {
+    "fp32": 1e-3,
+    "tf32": 0.05,
+    "fp16": 0.05,
+    "bf16": 0.25,
+    "int8": 0.5,
+    "int8-bf16": 0.5,
+    "w8": 0.05,
+    "w4": 0.05,
+}
+# Boards multiply fp32 in TF32: they are not told otherwise.
+_GPU_LIMITS = {**DEVICE_LIMITS, "fp32": DEVICE_LIMITS["tf32"]}
 # Samples that a bundle carries to be judged by, and the size of each of their arrays.
 _MOST_SAMPLES, _MOST_BYTES = 1000, 32 << 20
 
@@ -36,7 +44,7 @@ def pack_for_board(subject: Subject, target: BoardTarget, watcher: DeployWatcher
     """Packs every variant that the device takes; the gate's verdict waits for what the device finds."""
     name = target.spec.name
     place = subject.place.builds(name)
-    variants, not_made = _variants(subject, target, place / "variants")
+    variants, not_made = variants_for(subject, target)
     made = target.prepare(variants, place)
     builds, skipped = gather(made, name, subject.name, lambda build: watcher.step(f"prepared {build.id}"))
     rows = _judging_rows(subject)
@@ -78,14 +86,6 @@ def pack_for_board(subject: Subject, target: BoardTarget, watcher: DeployWatcher
         more={**target.carried(), **evaluation, **_calibration(subject)},
     )
     return record
-
-
-def _variants(subject: Subject, target: BoardTarget, folder: Path) -> tuple[list[Variant], list[dict[str, str]]]:
-    """Those that are there for all targets, and what the device takes beyond them."""
-    there = [variant for variant in subject.variants if variant.target in ("", target.spec.name)]
-    missing = [name for name in target.schemes if name not in {variant.scheme for variant in there}]
-    made, skipped = make_variants(subject.material, missing, folder)
-    return [*there, *made], skipped
 
 
 def _judging_rows(subject: Subject) -> NDArray[np.int64]:

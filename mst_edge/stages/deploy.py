@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from apps.runtime.engines import requirement_of
 from apps.runtime.tokenizer import TOKENIZER
 from mst_edge.core.provenance import provenance
 from mst_edge.core.scoring import OutputSpec, Predictions, scoring_of
@@ -17,7 +18,7 @@ from mst_edge.stages.board import DEVICE_LIMITS, pack_for_board
 from mst_edge.stages.data import Data
 from mst_edge.stages.distill import load_predictions
 from mst_edge.stages.goals import goals_of, protocol_of
-from mst_edge.stages.subject import NOT_JUDGED, DeployWatcher, Subject
+from mst_edge.stages.subject import NOT_JUDGED, DeployWatcher, Subject, variants_for
 from mst_edge.stages.variants import PARITY_SAMPLES
 from quantize.calibration import FOLDER, load_calibration
 from quantize.schemes.base import Material
@@ -32,9 +33,18 @@ from targets.spec import Build
 from targets.target import gather, get_target
 
 # Largest difference of outputs from the torch student, as a share of the outputs' spread (standard
-# deviation): rounding of float32; 11 bits of mantissa in fp16, 8 in bf16; 256 levels per tensor in int8; 255 or 15
-# levels per block of weights in w8 and w4.
-PARITY_LIMITS = {"fp32": 1e-3, "fp16": 0.05, "bf16": 0.25, "int8": 1.5, "int8-bf16": 1.5, "w8": 0.25, "w4": 1.5}
+# deviation): rounding of float32; 11 bits of mantissa in tf32 and fp16, 8 in bf16; 256 levels per tensor in int8; 255
+# or 15 levels per block of weights in w8 and w4.
+PARITY_LIMITS = {
+    "fp32": 1e-3,
+    "tf32": 0.05,
+    "fp16": 0.05,
+    "bf16": 0.25,
+    "int8": 1.5,
+    "int8-bf16": 1.5,
+    "w8": 0.25,
+    "w4": 1.5,
+}
 
 
 def stage_name(target: str) -> str:
@@ -92,12 +102,14 @@ def deploy(subject: Subject, target_name: str, watcher: DeployWatcher) -> dict[s
     target = get_target(target_name)
     if isinstance(target, BoardTarget):
         return pack_for_board(subject, target, watcher)
+    target.require_here()
+    variants, not_made = variants_for(subject, target)
     place = subject.place.builds(target_name)
-    made = target.build_all(subject.variants, subject.threads, place, ours=subject.ours, keep=True)
-    builds, skipped = gather(made, target_name, subject.name, lambda build: watcher.step(_made_words(build)))
+    made = target.build_all(variants, subject.threads, place, ours=subject.ours, keep=True)
+    builds, skipped = gather(made, target_name, subject.name, lambda build: _tell(build, watcher))
     scoring, reference, truth = scoring_of(subject.output), subject.reference, subject.truth
     measured = measure.measure(builds, subject.inputs, subject.output, subject.protocol, watcher.busy)
-    torch_outputs = _torch_outputs(subject.variants, reference)
+    torch_outputs = _torch_outputs(variants, reference)
     candidates = [_candidate(subject, build, *measured[build.id], torch_outputs[build.variant]) for build in builds]
     verdicts = judge(candidates, subject.goals)
     said = {build_id: predictions for build_id, (_, predictions) in measured.items()}
@@ -113,7 +125,7 @@ def deploy(subject: Subject, target_name: str, watcher: DeployWatcher) -> dict[s
         "fp32_accuracy": None if truth is None else scoring.value(scoring.statistics(reference.answers, truth)),
         "real": subject.real,
         "builds": [_row(c, v) for c, v in zip(candidates, verdicts, strict=True)],
-        "skipped": [asdict(entry) for entry in skipped],
+        "skipped": [*not_made, *(asdict(entry) for entry in skipped)],
         "goals": asdict(subject.goals),
         "chosen": chosen,
         "gate": ("passed" if passed else "failed") if subject.real else NOT_JUDGED,
@@ -124,8 +136,10 @@ def deploy(subject: Subject, target_name: str, watcher: DeployWatcher) -> dict[s
     return record
 
 
-def _made_words(build: Build) -> str:
-    return f"built {build.id}{' before: taken from the cache' if build.facts.get(REUSED) else ''}"
+def _tell(build: Build, watcher: DeployWatcher) -> None:
+    watcher.step(f"built {build.id}{' before: taken from the cache' if build.facts.get(REUSED) else ''}")
+    for note in build.facts.get("notes", ()):
+        watcher.step(f"NOTE of {build.id}: {note}")
 
 
 def _torch_outputs(variants: list[Variant], reference: Predictions) -> dict[str, NDArray[Any]]:
@@ -160,6 +174,7 @@ def _row(candidate: Candidate, verdict: Verdict) -> dict[str, Any]:
         "precision": build.precision,
         "variant": build.variant,
         "options": build.options,
+        "facts": build.facts,
         "accuracy": None if candidate.accuracy is None else asdict(candidate.accuracy),
         "drift": asdict(candidate.drift),
         "parity": candidate.parity,
@@ -244,7 +259,7 @@ def _readme(subject: Subject, record: dict[str, Any]) -> str:
 
 Reads one `{subject.variants[0].input.name}` sample, {_answers(subject.output)}
 
-    pip install numpy {chosen["runtime"]}
+    pip install numpy {requirement_of(chosen["runtime"])}
     python run.py examples/*     # answers for files of this kind; these are {subject.readme}
     python run.py --self-test    # does this machine compute what it should?
 

@@ -124,7 +124,7 @@ def deploy_model(request: Request, targets: Sequence[str], watcher: DeployWatche
         UserError: as ``quantize_model``; an unknown target.
     """
     for name in targets:
-        get_target(name)
+        get_target(name).require_here()
     record, made, variants = quantize_model(request, measurable(targets), watcher.step)
     watcher.step(f"made {', '.join(variant.name for variant in variants)}")
     subject = _subject(request, made, variants)

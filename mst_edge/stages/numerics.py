@@ -39,8 +39,7 @@ def report_numerics(run: RunFolder, names: Sequence[str], say: Callable[[str], N
     source = load_variant(run.variants / "fp32")
     raw = np.array(load_calibration(run.variants / TUNING).inputs[:_SAMPLES])
     built = [
-        Built(build.id, load_variant(run.variants / build.variant), build.precision, _runner(build, raw))
-        for build in _chosen(run, names)
+        Built(build.id, _variant(run, build), build.precision, _runner(build, raw)) for build in _chosen(run, names)
     ]
     found = compare_layers(student, source, built, raw, say).to_dict()
     write_json(run.path / "numerics.json", found)
@@ -68,6 +67,12 @@ def _chosen(run: RunFolder, names: Sequence[str]) -> list[Build]:
             raise unknown_name("build", name, [ALL, *every], where="--layers")
     wanted = every if ALL in names else names
     return [load_build(run.builds(every[name]) / name) for name in wanted]
+
+
+def _variant(run: RunFolder, build: Build) -> Variant:
+    """What ``build`` was made of: of the run, or what its target wanted beyond that."""
+    own = run.builds(build.target) / "variants" / build.variant
+    return load_variant(own if own.is_dir() else run.variants / build.variant)
 
 
 def _runner(build: Build, raw: NDArray[Any]) -> Callable[[Variant], NDArray[np.float32]]:

@@ -12,10 +12,12 @@ from numpy.typing import NDArray
 from apps.runtime.manifest import Manifest
 from mst_edge.core.scoring import OutputSpec, Predictions
 from mst_edge.run_folder import RunFolder
+from quantize.api import make_variants
 from quantize.schemes.base import Material
 from quantize.variant import Variant
 from targets import measure
 from targets.gate import Goals
+from targets.target import Target
 
 NOT_JUDGED = "not judged"  # what the gate says of random samples, and of what has not run on its device yet
 _REFERENCE_SAMPLES = 8
@@ -32,6 +34,15 @@ def overall(deployed: Sequence[Mapping[str, Any]]) -> str:
 def output_of(manifest: Manifest) -> OutputSpec:
     """What the output of a bundle's model means."""
     return OutputSpec(manifest.task, manifest.labels, manifest.units, manifest.ignore_label, manifest.scale)
+
+
+def variants_for(subject: Subject, target: Target) -> tuple[list[Variant], list[dict[str, str]]]:
+    """The variants that are there for all targets, with those of schemes that ``target`` wants beyond them; and by
+    ``id`` and ``reason`` what could not be made."""
+    there = [variant for variant in subject.variants if variant.target in ("", target.spec.name)]
+    missing = [name for name in target.schemes if name not in {variant.scheme for variant in there}]
+    made, skipped = make_variants(subject.material, missing, subject.place.builds(target.spec.name) / "variants")
+    return [*there, *made], skipped
 
 
 class DeployWatcher(Protocol):

@@ -20,19 +20,26 @@ from mst_edge.core.machine import this_machine
 from quantize.variant import Variant
 from targets.spec import Build, Probe
 
-_WITH_BF16 = {"fp32": "bf16", "int8": "int8-bf16"}
+
+class NotBuiltError(Exception):
+    """A compiler did not take a model, or did not manage it; the message is what it says."""
 
 
 class Runtime(ABC):
     """One inference engine on one target.
 
     Attributes:
-        supports: the precisions that it runs on some machine, each with the CPU features of which it takes one; no
-            features: any machine.
+        supports: the precisions that it runs on some machine, each with the features of the device of which it takes
+            one; no features: any machine.
+        also: by a file's precision, others that it may be run in: bf16 is no file of its own for a CPU, it is a way to
+            run what is float in a file.
+        device: what ``supports`` asks features of.
     """
 
     name: ClassVar[str]
     supports: ClassVar[Mapping[str, tuple[str, ...]]]
+    also: ClassVar[Mapping[str, tuple[str, ...]]] = {"fp32": ("bf16",), "int8": ("int8-bf16",)}
+    device: ClassVar[str] = "CPU"
 
     def __init__(self, target: str) -> None:
         self.target = target
@@ -49,21 +56,28 @@ class Runtime(ABC):
     @classmethod
     def ways(cls, precision: str) -> tuple[str, ...]:
         """In which precisions it can run a variant of ``precision``, on some machine; empty if in none."""
-        # bf16 is no file of its own: it is a way to run what is float in a file.
-        wanted = (precision, *([_WITH_BF16[precision]] if precision in _WITH_BF16 else []))
-        return tuple(p for p in wanted if p in cls.supports) if precision in cls.supports else ()
+        return tuple(p for p in (precision, *cls.also.get(precision, ())) if p in cls.supports)
+
+    @classmethod
+    def features(cls) -> frozenset[str]:
+        """What of ``supports``' features this machine's device has."""
+        return frozenset(this_machine().isa)
 
     @classmethod
     def supported_here(cls) -> tuple[str, ...]:
-        """Those of ``supports`` that this machine's CPU has what they take for."""
-        has = set(this_machine().isa)
+        """Those of ``supports`` that this machine's device has what they take for."""
+        has = cls.features()
         return tuple(p for p, takes in cls.supports.items() if not takes or has & set(takes))
+
+    def unfit(self, variant: Variant) -> str:
+        """Why it takes this variant in no precision, as far as is known before building; empty where nothing is."""
+        return ""
 
     def label(self, variant: Variant, precision: str) -> str:
         """What tells builds of this runtime apart."""
         if precision == variant.precision:
             return variant.name
-        return precision if variant.name == variant.precision else f"{variant.name}-bf16"
+        return precision if variant.name == variant.precision else f"{variant.name}-{precision.rpartition('-')[2]}"
 
     def build_id(self, variant: Variant, precision: str) -> str:
         """What a build is called."""
@@ -101,6 +115,7 @@ class Runtime(ABC):
 
         Raises:
             UserError: the runtime cannot run the variant in that precision.
+            NotBuiltError: its compiler gave up.
         """
         if precision not in self.precisions(variant):
             raise UserError(f"{self.name} cannot run variant {variant.name} in {precision} here")
@@ -127,6 +142,7 @@ class Runtime(ABC):
                     },
                 },
             )
+            build.facts.update(self._facts(build))
             build.save()
         return replace(build, folder=folder)
 
@@ -140,6 +156,17 @@ class Runtime(ABC):
     @abstractmethod
     def _build(self, variant: Variant, precision: str, folder: Path) -> tuple[str, Mapping[str, Any]]:
         """Writes model files into ``folder``; returns the one to open and the options to open it with."""
+
+    def _facts(self, build: Build) -> Mapping[str, Any]:
+        """What is known of a build once it is there: of the device, say, or which parts of it run where.
+
+        Under ``notes``: what a person must know of it.
+        """
+        return {}
+
+    def device_ms(self, handle: Any) -> float | None:
+        """Time of the latest run on the device alone, by its own clock; None where the engine does not tell."""
+        return None
 
     @abstractmethod
     def _load(self, build: Build) -> Any: ...
@@ -155,17 +182,21 @@ class Runner:
     """A loaded build.
 
     Attributes:
+        device: what it runs on, CPU or GPU.
         load_ms: time that loading took.
         last_ms: time of the latest ``run``, host arrays in and out.
+        device_ms: that of the device alone, by its own clock; None where the engine does not tell.
     """
 
     def __init__(self, runtime: Runtime, build: Build) -> None:
         self._runtime, self.build = runtime, build
         self._shape = tuple(build.facts["input"]["shape"])
         self._dtype = np.dtype(build.facts["input"]["dtype"])
+        self.device = runtime.device
         self._handle: Any = None
         self.load_ms = 0.0
         self.last_ms = 0.0
+        self.device_ms: float | None = None
 
     def __enter__(self) -> Runner:
         start = time.perf_counter_ns()
@@ -192,4 +223,5 @@ class Runner:
         start = time.perf_counter_ns()
         output = self._runtime._run(self._handle, batch)
         self.last_ms = (time.perf_counter_ns() - start) / 1e6
+        self.device_ms = self._runtime.device_ms(self._handle)
         return output

@@ -21,6 +21,9 @@ class EngineRuntime(Runtime):
     def _version(self) -> str:
         return metadata.version(self.engine.package)
 
+    def device_ms(self, handle: Engine) -> float | None:
+        return handle.device_ms
+
     def _load(self, build: Build) -> Engine:
         return self.engine(build.model_path, build.options)
 

@@ -20,6 +20,11 @@ class OnnxRuntime(EngineRuntime):
     engine = OnnxRuntimeEngine
     supports: ClassVar = dict.fromkeys(("fp32", "fp16", "int8", "w8", "w4"), ())
 
+    def _version(self) -> str:
+        import onnxruntime  # the module, since onnxruntime-gpu brings it too
+
+        return str(onnxruntime.__version__)
+
     def _probe(self) -> Probe:
         if not self.engine.installed():
             return Probe(False, reason="onnxruntime is not installed (pip install onnxruntime)")

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from targets import conditions, energy
+from targets import conditions, energy, nvml
 from targets.conditions import Watch
 
 
@@ -182,7 +182,7 @@ def driver(readings, code=0):
 
 def test_a_gpu_counts_in_millijoules(tmp_path, monkeypatch):
     library = driver({1000: [4_000, 5_000, 5_250]})  # the first is the proof that it can be read
-    monkeypatch.setattr(energy.ctypes, "CDLL", lambda _: library)
+    monkeypatch.setattr(nvml.ctypes, "CDLL", lambda _: library)
     counters, reasons = energy.find_counters(tmp_path)
     assert ([one.name for one in counters], reasons) == (["NVML GPU 0"], ["RAPL: none here"])
     before = energy.read(counters)
@@ -190,5 +190,5 @@ def test_a_gpu_counts_in_millijoules(tmp_path, monkeypatch):
 
 
 def test_a_driver_that_refuses_is_told(tmp_path, monkeypatch):
-    monkeypatch.setattr(energy.ctypes, "CDLL", lambda _: driver({}, code=9))
+    monkeypatch.setattr(nvml.ctypes, "CDLL", lambda _: driver({}, code=9))
     assert energy.find_counters(tmp_path) == ([], ["RAPL: none here", "NVML: error 9"])

@@ -15,9 +15,9 @@ from mst_edge.recipe import load_recipe
 from mst_edge.stages.mixed import check_search, measurable
 from quantize.api import make_variants, prepare_model
 from targets.board import BoardTarget
-from targets.jetson import float_biases, unfit
 from targets.spec import Build
 from targets.target import Skipped, get_target, target_names
+from targets.tensorrt_file import float_biases, unfit
 from tests.conftest import write_small_recipe
 from tests.quantize.foreign_models import classifier, pictures, save
 

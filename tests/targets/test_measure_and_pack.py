@@ -166,7 +166,7 @@ class Clock:
 class Slowing:
     def __init__(self, clock, build):
         self.clock, self.build = clock, build
-        self.facts = {"load_ms": 1.0, "first_inference_ms": 1.0, "model_memory_mb": 1.0}
+        self.facts = {"device": "CPU", "load_ms": 1.0, "first_inference_ms": 1.0, "model_memory_mb": 1.0}
 
     def __enter__(self):
         return self
@@ -182,7 +182,7 @@ class Slowing:
             took.append(self.clock.builds[self.build.id] * (1 + self.clock.now / 300))
             self.clock.now += took[-1]
         self.clock.order.append(self.build.id)
-        return {"latencies_ms": took, "seconds": sum(took) / 1000, "overhead_us": 1.0, "joules": {}}
+        return {"latencies_ms": took, "device_ms": [], "seconds": sum(took) / 1000, "overhead_us": 1.0, "joules": {}}
 
 
 def test_a_machine_that_slows_down_favours_no_build(built, monkeypatch):

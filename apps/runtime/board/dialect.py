@@ -16,7 +16,7 @@ from ..errors import BundleError
 WORKSPACE_MIB = 1024
 _BANNER = re.compile(r"\[TensorRT v(\d{4,7})\]")
 _FIRST, _TYPED, _ALWAYS_TYPED = (8, 6), (10, 12), (11, 0)
-_WEAK: Mapping[str, tuple[str, ...]] = {"fp32": (), "fp16": ("--fp16",), "int8": ("--int8", "--fp16")}
+_WEAK: Mapping[str, tuple[str, ...]] = {"fp32": (), "fp16": ("fp16",), "bf16": ("bf16",), "int8": ("int8", "fp16")}
 # The newest opset that each major version's parser says it reads (operators.md of onnx-tensorrt).
 _OPSETS = {8: 17, 9: 19, 10: 20, 11: 24}
 
@@ -44,16 +44,29 @@ class Dialect:
 
     Attributes:
         name: for people: the versions that speak it.
-        flags: of a build, by the precision of the file.
+        hints: precisions beside fp32 that layers may take, by the precision of the file.
+        asks_typed: whether layers are bound to the file's types only where that is asked for.
     """
 
     name: str
-    flags: Mapping[str, tuple[str, ...]]
+    hints: Mapping[str, tuple[str, ...]]
+    asks_typed: bool = False
+
+    @property
+    def flags(self) -> Mapping[str, tuple[str, ...]]:
+        """``trtexec``'s for a build, by the precision of the file."""
+        typed = ("--stronglyTyped",) if self.asks_typed else ()
+        return {name: (*(f"--{hint}" for hint in hints), *typed) for name, hints in self.hints.items()}
 
 
 WEAK = Dialect("8.6 to 10.11", _WEAK)
-TYPED = Dialect("10.12 to 10.16", dict.fromkeys(_WEAK, ("--stronglyTyped",)))
+TYPED = Dialect("10.12 to 10.16", dict.fromkeys(_WEAK, ()), asks_typed=True)
 ALWAYS_TYPED = Dialect("11", dict.fromkeys(_WEAK, ()))
+
+
+def version_of(text: str) -> Version:
+    """The version that the Python binding calls ``10.13.3.9``, say."""
+    return Version(*(int(part) for part in text.split(".")[:3]))
 
 
 def parse_version(banner: str) -> Version:
@@ -94,7 +107,7 @@ def require_opset(version: Version, opset: int) -> None:
         raise BundleError(
             f"{version} reads ONNX opset {most} at most, the model is of {opset}",
             where="TensorRT",
-            fix="JetPack 6.1 or newer reads it",
+            fix="TensorRT 10.3 (JetPack 6.1) or newer reads it",
         )
 
 

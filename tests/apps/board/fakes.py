@@ -44,7 +44,7 @@ if "--exportTimes" in flags:
     rows = [{{"startComputeMs": 10.0 * k, "endComputeMs": 10.0 * k + 0.25, "latencyMs": 0.5}} for k in range(8)]
     json.dump(rows, open(flags["--exportTimes"], "w"))
 """
-_TENSORRT = """\
+TENSORRT = """\
 import ctypes, enum, os
 import numpy as np
 import onnxruntime
@@ -107,15 +107,24 @@ class Context:
         ctypes.memmove(self.addresses[output], said.ctypes.data, said.nbytes)
         return True
 """
-_CUDART = """\
+CUDART = """\
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 int cudaMalloc(void **p, size_t n) { *p = malloc(n); return *p ? 0 : 2; }
 int cudaFree(void *p) { free(p); return 0; }
 int cudaMemcpyAsync(void *to, const void *from, size_t n, int kind, void *stream) { memcpy(to, from, n); return 0; }
 int cudaStreamCreate(void **stream) { *stream = (void *)1; return 0; }
 int cudaStreamSynchronize(void *stream) { return 0; }
 int cudaStreamDestroy(void *stream) { return 0; }
+int cudaEventCreate(void **event) { *event = malloc(sizeof(struct timespec)); return 0; }
+int cudaEventRecord(void *event, void *stream) { return clock_gettime(CLOCK_MONOTONIC, event); }
+int cudaEventElapsedTime(float *ms, struct timespec *a, struct timespec *b) {
+  *ms = (b->tv_sec - a->tv_sec) * 1e3f + (b->tv_nsec - a->tv_nsec) / 1e6f; return 0; }
+int cudaEventDestroy(void *event) { free(event); return 0; }
+int cudaDeviceGetAttribute(int *value, int attribute, int device) {
+  const char *sm = getenv("FAKE_SM"); sm = sm ? sm : "8.7";
+  *value = atoi(attribute == 75 ? sm : strchr(sm, '.') + 1); return 0; }
 const char *cudaGetErrorString(int code) { return "out of memory"; }
 """
 _TEGRASTATS = """\
@@ -159,8 +168,8 @@ class PaperBoard:
 def paper_board(folder: Path, *, python: str = sys.executable) -> PaperBoard:
     """Writes the programs; needs a C compiler for libcudart."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "tensorrt.py").write_text(_TENSORRT)
-    (folder / "cudart.c").write_text(_CUDART)
+    (folder / "tensorrt.py").write_text(TENSORRT)
+    (folder / "cudart.c").write_text(CUDART)
     compiler = shutil.which("cc")
     assert compiler is not None
     library = folder / "libcudart.so"

@@ -200,7 +200,8 @@ def test_jetpack_6_0_is_declined_before_anything_is_built(bundle, board):
     done = board.run(bundle, "sh", "build.sh", tensorrt="8602")
     assert done.code == 2
     assert done.err == (
-        "error: TensorRT: 8.6.2 reads ONNX opset 17 at most, the model is of 18; JetPack 6.1 or newer reads it\n"
+        "error: TensorRT: 8.6.2 reads ONNX opset 17 at most, the model is of 18; "
+        "TensorRT 10.3 (JetPack 6.1) or newer reads it\n"
     )
     assert not (bundle / "result.json").exists()
 

@@ -70,7 +70,7 @@ def test_every_version_has_one_dialect_or_is_too_old(major, minor):
             dialect_of(version)
         return
     flags = dialect_of(version).flags
-    assert set(flags) == {"fp32", "fp16", "int8"}
+    assert set(flags) == {"fp32", "fp16", "bf16", "int8"}
     assert ("--fp16" in flags["fp16"]) is ((major, minor) < (10, 12))
     assert ("--stronglyTyped" in flags["int8"]) is ((10, 12) <= (major, minor) < (11, 0))
 
