@@ -62,10 +62,17 @@ def _check_run(run: RunFolder) -> dict[str, Any]:
                 "target": target["target"],
                 "gate": target["gate"],
                 "build": target["chosen"],
-                "goals": [] if chosen is None else chosen["verdict"]["checks"],
+                "goals": _goals_of(target, chosen),
             }
         )
     return {"path": str(run.path), "gate": result["gate"], "checks": checks}
+
+
+def _goals_of(target: dict[str, Any], chosen: dict[str, Any] | None) -> list[dict[str, Any]]:
+    """What the gate said of the chosen build; of a board, what it said of what came home."""
+    if not target["on_host"]:
+        return target["found"]["judged"]["goals"] if target["found"] else []
+    return [] if chosen is None else chosen["verdict"]["checks"]
 
 
 def _check_bundle(path: Path) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +14,13 @@ from distill.student import Student, load_student
 from mst_edge.core.errors import UserError
 from mst_edge.core.files import require_unused, write_json
 from mst_edge.front import summary
+from mst_edge.on_board import Board, holds_bundle, packed_before, run_on_board
 from mst_edge.pipeline import Watcher
 from mst_edge.recipe import Recipe, load_recipe
 from mst_edge.report.page import write_report
 from mst_edge.run_folder import RunFolder
 from mst_edge.stages import variants
+from mst_edge.stages.board import made_of
 from mst_edge.stages.data import prepare
 from mst_edge.stages.deploy import run_deploy, stage_name
 from mst_edge.stages.distill import make_lab, pick_device
@@ -95,6 +97,23 @@ def quantize_run(
         "skipped_schemes": skipped,
         "folder": str(place),
     }
+
+
+def deploy_there(path: Path, board: Board, data_root: Path | None, watcher: Watcher) -> dict[str, Any]:
+    """Takes a run's variants to a board, or a model's that is packed for it already; a bundle that is still right goes
+    on where it was.
+
+    Raises:
+        UserError: as ``deploy_run``; whatever keeps the board from building, checking and measuring.
+    """
+    if not holds_bundle(path, board.name):
+        run, recipe, done = _open(path)
+        parts = made_of(variants.load_variants(run, done))
+        if packed_before(run, board, asdict(goals_of(recipe)), parts):
+            watcher.step(f"packed before: {run.bundle(board.name)}")
+        else:
+            deploy_run(path, [board.name], data_root, watcher)
+    return run_on_board(RunFolder(path), board, watcher)
 
 
 def deploy_run(path: Path, targets: Sequence[str], data_root: Path | None, watcher: Watcher) -> dict[str, Any]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,11 +12,12 @@ from numpy.typing import NDArray
 from apps.runtime import Bundle
 from apps.runtime.board.bench import choose
 from apps.runtime.board.check import FP32, OUTPUTS, TARGET
-from apps.runtime.board.results import RESULT, read_result
+from apps.runtime.board.results import RESULT
 from apps.runtime.manifest import Manifest, inside
 from mst_edge.core.errors import UserError
 from mst_edge.core.files import sha256_file
 from mst_edge.core.scoring import Predictions, scoring_of
+from mst_edge.found import read_found, read_outputs
 from mst_edge.stages.subject import NOT_JUDGED, output_of
 from targets.gate import Check, Goals, Limit, accuracy_limits, compare_accuracy, drift_limits, resource_checks
 
@@ -36,7 +36,7 @@ def judge_board(bundle: Bundle) -> dict[str, Any]:
     if not (bundle.folder / RESULT).is_file():
         text = f"no {RESULT} yet: build, check and measure it on the board, see README.md"
         return {**entry, "goals": [asdict(Check("board", False, text))]}
-    found = read_result(bundle.folder, manifest)["builds"]
+    found = read_found(bundle.folder, manifest)["builds"]
     checks = {build.id: list(_checks(bundle, build.id, found.get(build.id, {}))) for build in manifest.builds}
     passing = {name: found[name] for name, said in checks.items() if all(check.passed for check in said)}
     winner = choose(manifest, passing)
@@ -74,7 +74,8 @@ def _answers(bundle: Bundle, build_id: str, check: Mapping[str, Any], goals: Goa
     if sha256_file(file) != check["outputs_sha256"]:
         raise UserError(f"is not what {RESULT} is about", where=file, fix="copy both from the board again")
     scoring = scoring_of(output_of(manifest))
-    said, reference = (_predictions(path, manifest) for path in (file, inside(bundle.folder, FP32)))
+    theirs = np.load(inside(bundle.folder, FP32), allow_pickle=False)
+    said, reference = (_predictions(array, manifest) for array in (read_outputs(file, theirs.shape), theirs))
     yield from drift_limits(scoring.drift(said, reference), goals.drift)
     if TARGET in manifest.files:
         target = np.load(inside(bundle.folder, TARGET), allow_pickle=False)
@@ -82,6 +83,5 @@ def _answers(bundle: Bundle, build_id: str, check: Mapping[str, Any], goals: Goa
         yield from accuracy_limits(accuracy, goals.accuracy)
 
 
-def _predictions(path: Path, manifest: Manifest) -> Predictions:
-    outputs: NDArray[np.float32] = np.load(path, allow_pickle=False)
+def _predictions(outputs: NDArray[np.float32], manifest: Manifest) -> Predictions:
     return Predictions(scoring_of(output_of(manifest)).answers(outputs), outputs)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from quantize.variant import Variant
 from targets.spec import Build
@@ -13,9 +13,18 @@ from targets.target import Skipped, Target
 
 
 class BoardTarget(Target):
-    """A device that this machine can only prepare for; subclasses write ``prepare``, ``carried`` and ``guide``."""
+    """A device that this machine can only prepare for; subclasses write ``prepare``, ``carried`` and ``guide``.
+
+    Attributes:
+        steps: what is done there, in order: a name, and a Python script of the bundle with its arguments, which leaves
+            alone what it did before. It ends with exit code 1 where a model failed, with another where it could not go
+            on.
+        finds: paths in the bundle, beside ``result.json`` and ``outputs/``, of what steps leave for each build.
+    """
 
     runtime_classes: ClassVar = {}
+    steps: ClassVar[Mapping[str, tuple[str, ...]]] = {}
+    finds: ClassVar[tuple[str, ...]] = ()
 
     @abstractmethod
     def prepare(self, variants: list[Variant], folder: Path) -> Iterator[Build | Skipped]:
@@ -24,6 +33,11 @@ class BoardTarget(Target):
     @abstractmethod
     def carried(self) -> Mapping[str, Path | str]:
         """What builds, checks and measures on the device: a path in the bundle to a file, or to its text."""
+
+    def forecasts(self, builds: Sequence[Build], shape: Sequence[int]) -> Mapping[str, Any]:
+        """What can be said of the device before anything runs there: a name to a JSON value, also ``NAME.json`` in the
+        bundle. ``shape`` is that of one sample with its batch axis."""
+        return {}
 
     @abstractmethod
     def guide(self) -> str:

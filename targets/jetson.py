@@ -5,16 +5,17 @@ Which TensorRT a board has, and with it the flags of a build, is found out there
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import onnx
 
 from mst_edge.core.files import atomic_path
 from quantize.variant import MODEL, Variant
 from targets.board import BoardTarget
+from targets.dla import forecast
 from targets.pack import script
 from targets.spec import Build, TargetSpec, load_build
 from targets.target import Skipped
@@ -22,6 +23,10 @@ from targets.tensorrt_file import take, unfit
 
 RUNTIME = "tensorrt"
 _PRECISIONS = ("fp32", "fp16", "int8")
+_DLA = (
+    "A forecast from NVIDIA's tables, nothing was built. Nodes that quantize are no layers; TensorRT up to 10.7 wants "
+    "a calibration table in their place."
+)
 _BUILD = """\
 #!/bin/sh
 # Compiles the models of this bundle with the TensorRT that is installed here. Options: ./build.sh --help
@@ -30,9 +35,20 @@ exec python3 -B "$(dirname "$0")/build.py" "$@"
 
 
 class JetsonTarget(BoardTarget):
-    """A Jetson with JetPack: TensorRT, its Python binding, numpy and python3, nothing to install."""
+    """A Jetson with JetPack: TensorRT, its Python binding, numpy and python3, nothing to install.
 
+    Attributes:
+        dla: which TensorRT drives the board's deep-learning accelerator; empty where the board has none.
+    """
+
+    dla: ClassVar[str] = ""
     schemes: ClassVar = ("fp16", "int8-symmetric")
+    steps: ClassVar = {
+        "build": ("build.py",),
+        "check": ("check.py", "--resume"),
+        "bench": ("bench.py", "--resume"),
+    }
+    finds: ClassVar = ("models/{build}/build.log",)
 
     def prepare(self, variants: list[Variant], folder: Path) -> Iterator[Build | Skipped]:
         for variant in variants:
@@ -58,6 +74,13 @@ class JetsonTarget(BoardTarget):
             "bench.py": script("board.bench", "Measures latency and energy of what was compiled here"),
         }
 
+    def forecasts(self, builds: Sequence[Build], shape: Sequence[int]) -> Mapping[str, Any]:
+        if not self.dla:
+            return {}
+        models = {build.id: onnx.load(build.folder / build.model) for build in builds}
+        found = {build.id: forecast(models[build.id], build.precision, shape) for build in builds}
+        return {"dla": {"takes": self.dla, "about": _DLA, "builds": found}}
+
     def guide(self) -> str:
         return f"""On the board, a {self.spec.summary}, with JetPack 6.1 or newer as it was flashed:
 
@@ -81,12 +104,14 @@ class OrinNx(JetsonTarget):
     """Jetson Orin NX."""
 
     spec = TargetSpec("jetson-orin-nx", "Jetson Orin NX", (), on_host=False)
+    dla: ClassVar = "TensorRT up to 10.7 (JetPack 6)"
 
 
 class AgxOrin(JetsonTarget):
     """Jetson AGX Orin."""
 
     spec = TargetSpec("jetson-agx-orin", "Jetson AGX Orin", (), on_host=False)
+    dla: ClassVar = "TensorRT up to 10.7 (JetPack 6), or 11.4.1 (JetPack 7.2.2)"
 
 
 class Thor(JetsonTarget):

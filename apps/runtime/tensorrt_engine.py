@@ -20,6 +20,7 @@ PLAN, ABOUT = "model.plan", "engine.json"
 _TO_DEVICE, _TO_HOST = 1, 2
 _LIBRARIES = ("libcudart.so", "libcudart.so.13", "libcudart.so.12", "libcudart.so.11.0")
 _PLACE = Path("/usr/local/cuda/lib64")
+_BOARD = Path("/proc/device-tree/model")
 REBUILD = "build it here: sh build.sh"
 _SM = (75, 76)  # cudaDevAttrComputeCapabilityMajor and Minor
 
@@ -219,10 +220,21 @@ def _trusted_plan(model: Path, about: Mapping[str, Any], version: str, rebuild: 
         raise BundleError("is not the engine that was built here", where=model.parent / PLAN, fix=rebuild)
     if sha256(model) != about.get("model_sha256"):
         raise BundleError("was built from another model", where=model.parent / PLAN, fix=rebuild)
+    if about.get("board", this_board()) != this_board():
+        words = f"was built on {about['board'] or 'another device'}, this is {this_board() or 'another'}"
+        raise BundleError(words, where=model.parent / PLAN, fix=rebuild)
     built = str(about.get("tensorrt"))
     if version.split(".")[:3] != built.split(".")[:3]:
         raise BundleError(f"was built by TensorRT {built}, here is {version}", where=model.parent / PLAN, fix=rebuild)
     return plan
+
+
+def this_board() -> str:
+    """What the device tree calls this board: engines are for one kind, cards with them move to others; else empty."""
+    try:
+        return _BOARD.read_text(encoding="utf-8", errors="replace").strip("\0\n ")
+    except OSError:
+        return ""
 
 
 def _about(model: Path) -> Mapping[str, Any]:

@@ -102,6 +102,10 @@ def deploy(
     out: OutOption = None,
     seed: SeedOption = 0,
     data_root: RootOption = None,
+    ssh: Annotated[
+        str | None,
+        typer.Option("--ssh", metavar="USER@HOST[:PORT]", help="The board: build, check and measure there. Resumable."),
+    ] = None,
     json_: JsonOption = False,
 ) -> None:
     """Build, measure, judge and pack an ONNX file, or a run's variants for further targets."""
@@ -109,7 +113,11 @@ def deploy(
     from mst_edge.report.table import print_model, print_result
     from mst_edge.run_folder import RunFolder
 
-    place = source
+    place, board = source, None
+    if ssh is not None:
+        from mst_edge.on_board import find_board, require_new, run_on_board
+
+        board = find_board(ssh, target)
     with ConsoleWatcher(None, quiet=json_) as watcher:
         if source.is_dir():
             given = {
@@ -121,26 +129,34 @@ def deploy(
             }
             _refuse(source, {**given, "--allow-random": allow_random, "--seed": seed})
             from distill.datasets.builder import find_data_root
-            from mst_edge.finished import deploy_run
+            from mst_edge.finished import deploy_run, deploy_there
 
-            result = deploy_run(source, target, find_data_root(data_root), watcher)
+            if board is None:
+                result = deploy_run(source, target, find_data_root(data_root), watcher)
+            else:
+                result = deploy_there(source, board, find_data_root(data_root), watcher)
         else:
             from mst_edge.stages.foreign import Request, deploy_model
 
             place = out or _default_out(source)
+            if board is not None:
+                require_new(place, board)
             current_folder(place)
             shapes = parse_shapes(shape or [])
             request = Request(
                 source, place, calibration, shapes, allow_random, tuple(scheme or ()), tuple(exclude or ()), seed
             )
             result = deploy_model(request, target, watcher)
+            if board is not None:
+                result = run_on_board(RunFolder(place), board, watcher)
     if json_:
         typer.echo(json.dumps(result))
-    elif source.is_dir():
+    elif "distill" in result:
         print_result(result, RunFolder(place))
     else:
         print_model(result, place)
-    if any(record["on_host"] and record["gate"] != "passed" for record in result["targets"]):
+    judged = [record for record in result["targets"] if record["on_host"] or record["found"] is not None]
+    if any(record["gate"] != "passed" for record in judged):
         raise typer.Exit(ExitCode.GATE_FAILED)
 
 

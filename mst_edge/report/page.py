@@ -16,7 +16,7 @@ from mst_edge.core.errors import UserError
 from mst_edge.core.files import read_json, write_text
 from mst_edge.front import pareto
 from mst_edge.report import layers, svg
-from mst_edge.report.table import model_name, short_verdict
+from mst_edge.report.table import dla_lines, found_words, model_name, short_verdict
 from mst_edge.run_folder import RunFolder
 
 
@@ -32,7 +32,9 @@ def write_report(run: RunFolder) -> Path:
     histories = read_json(run.distill / "histories.json")
     loader = jinja2.PackageLoader("mst_edge.report", "templates")
     environment = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined)
-    environment.filters.update(percent=lambda v, digits=1: f"{v:.{digits}%}", ms=lambda v: f"{v:.3f}")
+    environment.filters.update(
+        percent=lambda v, digits=1: f"{v:.{digits}%}", ms=lambda v: f"{v:.3f}", found=found_words
+    )
     page = environment.get_template("report.html.j2").render(
         result=result,
         scoring=result["distill"]["scoring"],
@@ -47,7 +49,7 @@ def write_report(run: RunFolder) -> Path:
         numerics=_numerics(run),
         targets=[_target(target, result) for target in _measured(result)],
         front=result["front"] if len({row["target"] for row in result["front"]}) > 1 else [],
-        boards=[target for target in result["targets"] if not target["on_host"]],
+        boards=[{**target, "dla": list(dla_lines(target))} for target in result["targets"] if not target["on_host"]],
         recipe=yaml.safe_dump(result["recipe"], sort_keys=False),
         provenance=json.dumps(result["provenance"], indent=2),
         headline=_headline(result),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -210,6 +211,9 @@ def _print_target(console: Console, target: dict[str, Any], place: Path) -> None
         console.print(_builds(target))
         print_verdict(console, target, place)
         return
+    if target["found"] is not None:
+        _print_found(console, target, place)
+        return
     console.print(f"For {target['target']}, to be built and judged there:", style="bold", highlight=False)
     for row in target["builds"]:
         console.print(
@@ -217,7 +221,53 @@ def _print_target(console: Console, target: dict[str, Any], place: Path) -> None
         )
     for entry in target["skipped"]:
         console.print(f"  {entry['id']}: not packed, {entry['reason']}", highlight=False)
+    for line in dla_lines(target):
+        console.print(f"  {line}", highlight=False, markup=False)
     console.print(f"gate {target['gate']}; next: the README.md of {place / target['bundle']}", highlight=False)
+
+
+def dla_lines(target: dict[str, Any]) -> Iterator[str]:
+    """What is expected of a board's deep-learning accelerator, per build, with the reasons of what falls back."""
+    for name, said in target["forecasts"].get("dla", {"builds": {}})["builds"].items():
+        reasons = Counter((row["operator"], row["reason"]) for row in said["fallbacks"])
+        counted = (f"{count} {operator} ({reason})" for (operator, reason), count in reasons.most_common(3))
+        unsure = f", {said['unsure']} unsure" if said["unsure"] else ""
+        there = f"DLA: {name}: {said['on_dla']} of {said['layers']} layers{unsure}; {said['advice']}"
+        yield f"{there}; not there: {', '.join(counted)}" if reasons and said["on_dla"] + said["unsure"] else there
+
+
+def _print_found(console: Console, target: dict[str, Any], place: Path) -> None:
+    """What a board found, and what the gate says of it."""
+    found = target["found"]
+    board, judged = found["board"] or {}, found["judged"]
+    mode = (board.get("power_mode") or {}).get("name", "unknown")
+    clocks = (board.get("clocks") or {}).get("state", "unknown")
+    console.print(f"{target['target']}, on {found['address']}:", style="bold", highlight=False)
+    console.print(f"  TensorRT {found['tensorrt']}, power mode {mode}, clocks {clocks}", highlight=False)
+    for name, about in found["builds"].items():
+        console.print(f"  {name}: {found_words(about)}", highlight=False, markup=False)
+    colour = "green" if target["gate"] == "passed" else "red"
+    console.print(f"gate [{colour}]{target['gate']}[/{colour}] with {judged['build']}", highlight=False)
+    for goal in judged["goals"]:
+        mark = "ok  " if goal["passed"] else "FAIL"
+        console.print(f"  {mark}  {goal['goal']}: {goal['text']}", highlight=False, markup=False)
+    console.print(f"bundle: {place / target['bundle']}", highlight=False)
+
+
+def found_words(about: dict[str, Any]) -> str:
+    """What a board found of one build."""
+    for step in ("build", "check", "bench"):
+        if about.get(step) is None:
+            return f"no {step} was done"
+        if about[step].get("problem"):
+            return f"{step} failed, {about[step]['problem']}"
+    check, bench = about["check"], about["bench"]
+    said = f"p50 {bench['latency']['p50_ms']:.3f} ms, p90 {bench['latency']['p90_ms']:.3f} ms"
+    if bench["energy"] is not None:
+        said += f", {bench['energy']['total_mj']:.3g} mJ per inference"
+    if check.get("value") is not None:
+        said += f", {check['metric']} {check['value']:.4f} (fp32 {check['fp32_value']:.4f})"
+    return said + ("" if bench["valid"] else "; not valid")
 
 
 def print_verdict(console: Console, target: dict[str, Any], place: Path) -> None:

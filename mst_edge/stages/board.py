@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from apps.runtime.board.check import FP32, INPUTS, TARGET
-from mst_edge.core.files import atomic_path
+from mst_edge.core.files import atomic_path, sha256_file
 from mst_edge.core.provenance import provenance
 from mst_edge.core.scoring import scoring_of
 from mst_edge.stages.subject import NOT_JUDGED, DeployWatcher, Subject, variants_for
@@ -53,6 +54,7 @@ def pack_for_board(subject: Subject, target: BoardTarget, watcher: DeployWatcher
     evaluation = _save_evaluation(subject, rows, inputs, said["fp32"], place / "evaluation")
     packed = [_packed(subject, build, said[build.variant], said["fp32"], rows) for build in builds]
     gate = {"verdict": NOT_JUDGED, "real": subject.real, "goals": asdict(subject.goals), "checks": []}
+    forecasts = dict(target.forecasts(builds, (1, *inputs.shape[1:])))
     record = {
         "target": name,
         "on_host": False,
@@ -64,6 +66,9 @@ def pack_for_board(subject: Subject, target: BoardTarget, watcher: DeployWatcher
         "goals": gate["goals"],
         "chosen": None,
         "gate": NOT_JUDGED,
+        "forecasts": forecasts,
+        "found": None,
+        "made_of": made_of(subject.variants),
         "judged_on": len(rows),
         "bundle": str(subject.place.bundle(name).relative_to(subject.place.path)),
     }
@@ -83,9 +88,19 @@ def pack_for_board(subject: Subject, target: BoardTarget, watcher: DeployWatcher
         readme=_readme(subject, target, record),
         examples=subject.examples,
         tokenizer=subject.tokenizer,
-        more={**target.carried(), **evaluation, **_calibration(subject)},
+        more={
+            **target.carried(),
+            **evaluation,
+            **_calibration(subject),
+            **{f"{about}.json": json.dumps(said, indent=2) + "\n" for about, said in forecasts.items()},
+        },
     )
     return record
+
+
+def made_of(variants: Sequence[Variant]) -> dict[str, str]:
+    """What a bundle is made of: name of each variant to the sha256 of its model."""
+    return {variant.name: sha256_file(variant.model) for variant in variants}
 
 
 def _judging_rows(subject: Subject) -> NDArray[np.int64]:

@@ -20,7 +20,7 @@ from ..manifest import BuildEntry, Manifest, inside
 from ..tensorrt_engine import PLAN
 from .dialect import time_command
 from .power import Watch
-from .results import part, read_result, write_result
+from .results import cannot_go_on, part, read_result, write_result
 from .shapes import free_shapes
 from .tools import ask, find_trtexec, read_board
 
@@ -33,30 +33,42 @@ def main(folder: Path, arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="bench.py", description="Latency and energy of the engines on this board.")
     parser.add_argument("--seconds", type=float, default=20.0, help="per build; tegrastats needs 10 or more")
     parser.add_argument("--idle-seconds", type=float, default=_IDLE_S, help="how long to watch the board at rest")
+    parser.add_argument(
+        "--resume", action="store_true", help="leave alone what is valid, of this power mode and clocks"
+    )
     chosen = parser.parse_args(arguments)
     try:
         with Bundle.open(folder) as bundle:
-            return _bench_all(bundle, chosen.seconds, chosen.idle_seconds)
-    except BundleError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+            return _bench_all(bundle, chosen.seconds, chosen.idle_seconds, resume=chosen.resume)
+    except (BundleError, OSError) as error:
+        return cannot_go_on(error, folder)
 
 
-def _bench_all(bundle: Bundle, seconds: float, idle_seconds: float) -> int:
+def _bench_all(bundle: Bundle, seconds: float, idle_seconds: float, *, resume: bool) -> int:
     result = read_result(bundle.folder, bundle.manifest)
-    checked = [e for e in bundle.manifest.builds if part(result, e.id).get("check", {}).get("passed")]
+    checks = {e.id: part(result, e.id).get("check", {}) for e in bundle.manifest.builds}
+    checked = [e for e in bundle.manifest.builds if checks[e.id].get("passed")]
+    if not checked and all(checks.values()):
+        print("no build passed its check: nothing is measured")
+        return 1
     if not checked:
         raise BundleError("no build was checked", where=bundle.folder, fix="sh build.sh && python3 check.py")
     result["board"] = read_board()
     clocks = result["board"]["clocks"]["state"]
     if clocks != "locked":
         print(f"note: clocks are {clocks}; `sudo jetson_clocks` locks them for numbers that repeat", file=sys.stderr)
+    under = {"power_mode": result["board"]["power_mode"], "clocks": clocks}
     for entry in checked:
-        found = _bench(bundle, entry, seconds, idle_seconds)
+        before = part(result, entry.id).get("bench", {})
+        if resume and before.get("valid") and before["under"] == under:
+            print(f"{entry.id}: measured already")
+            continue
+        found = {**_bench(bundle, entry, seconds, idle_seconds), "under": under}
         part(result, entry.id)["bench"] = found
         print(f"{entry.id}: {_words(found)}")
-        result["chosen"] = choose(bundle.manifest, result["builds"])
         write_result(bundle.folder, result)
+    result["chosen"] = choose(bundle.manifest, result["builds"])
+    write_result(bundle.folder, result)
     print(f"chosen: {result['chosen']}")
     return 0
 
@@ -139,7 +151,7 @@ def _gpu_compute(bundle: Bundle, entry: BuildEntry, seconds: float) -> dict[str,
         try:
             return dict(percentiles(parse_times(times.read_text(encoding="utf-8"))))
         except (OSError, ValueError) as error:
-            return {"problem": f"trtexec ended with exit code {said.code} ({error}): {said.last_words}"}
+            return {"problem": f"trtexec {said.ended} ({error}): {said.last_words}"}
 
 
 def parse_times(text: str) -> list[float]:

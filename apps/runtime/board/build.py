@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import shlex
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -13,9 +12,9 @@ from typing import Any
 from ..bundle import Bundle
 from ..errors import BundleError
 from ..manifest import BuildEntry, inside
-from ..tensorrt_engine import ABOUT, PLAN, sha256
+from ..tensorrt_engine import ABOUT, PLAN, sha256, this_board
 from .dialect import Version, build_command, dialect_of, require_opset
-from .results import part, read_result, write_result
+from .results import cannot_go_on, part, read_result, write_result
 from .shapes import free_shapes
 from .tools import ask, find_trtexec, read_board, tensorrt_version
 
@@ -31,9 +30,8 @@ def main(folder: Path, arguments: list[str] | None = None) -> int:
     try:
         with Bundle.open(folder) as bundle:
             return _build_all(bundle, dry_run=chosen.dry_run, again=chosen.again)
-    except BundleError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    except (BundleError, OSError) as error:
+        return cannot_go_on(error, folder)
 
 
 def _build_all(bundle: Bundle, *, dry_run: bool, again: bool) -> int:
@@ -51,7 +49,7 @@ def _build_all(bundle: Bundle, *, dry_run: bool, again: bool) -> int:
     failed = 0
     for entry in bundle.manifest.builds:
         said = part(result, entry.id)
-        if not again and _up_to_date(bundle, entry, version):
+        if not again and _up_to_date(bundle, entry, version, said):
             print(f"{entry.id}: built already")
             continue
         said.clear()  # what was checked and measured was another engine
@@ -84,22 +82,25 @@ def _build(bundle: Bundle, entry: BuildEntry, trtexec: str, version: Version) ->
     record = {"command": command, "seconds": seconds, "problem": "", "size_bytes": None, "plan_sha256": None}
     if said.code or not temporary.is_file():
         temporary.unlink(missing_ok=True)
-        return {**record, "problem": f"trtexec ended with exit code {said.code}: {said.last_words}"}
-    facts = {"plan_sha256": sha256(temporary), "model_sha256": sha256(model), "tensorrt": str(version)}
+        return {**record, "problem": f"trtexec {said.ended}: {said.last_words}"}
+    facts = _facts(temporary, model, version)
     temporary.replace(plan)
     about.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
     return {**record, "size_bytes": plan.stat().st_size, "plan_sha256": facts["plan_sha256"]}
 
 
-def _up_to_date(bundle: Bundle, entry: BuildEntry, version: Version) -> bool:
+def _facts(plan: Path, model: Path, version: Version) -> dict[str, str]:
+    """What an engine is of."""
+    found = {"plan_sha256": sha256(plan), "model_sha256": sha256(model)}
+    return {**found, "tensorrt": str(version), "board": this_board()}
+
+
+def _up_to_date(bundle: Bundle, entry: BuildEntry, version: Version, record: dict[str, Any]) -> bool:
+    """Whether the engine that is here is the one of the record, of this model, TensorRT and board."""
     model = inside(bundle.folder, entry.model)
     try:
-        said = json.loads((model.parent / ABOUT).read_text(encoding="utf-8"))
-        facts = {
-            "plan_sha256": sha256(model.parent / PLAN),
-            "model_sha256": sha256(model),
-            "tensorrt": str(version),
-        }
+        about = json.loads((model.parent / ABOUT).read_text(encoding="utf-8"))
+        facts = _facts(model.parent / PLAN, model, version)
     except (OSError, ValueError):
         return False
-    return bool(said == facts)
+    return bool(about == facts) and record.get("build", {}).get("plan_sha256") == facts["plan_sha256"]

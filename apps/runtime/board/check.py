@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from ..bundle import Bundle
 from ..errors import BundleError
 from ..manifest import BuildEntry, Manifest, inside
 from ..tensorrt_engine import sha256
-from .results import part, read_result, write_result
+from .results import cannot_go_on, part, read_result, write_result
 from .score import METRICS, score
 
 INPUTS, TARGET, FP32 = "evaluation/inputs.npy", "evaluation/target.npy", "evaluation/fp32.npy"
@@ -24,21 +23,32 @@ OUTPUTS = "outputs"  # folder of what the engines say of INPUTS, to be judged wh
 def main(folder: Path, arguments: list[str] | None = None) -> int:
     """Checks every build; returns the process's exit code, 1 if one computes something else or was not built."""
     parser = argparse.ArgumentParser(prog="check.py", description="Proves that the engines compute what they should.")
-    parser.parse_args(arguments)
+    parser.add_argument("--resume", action="store_true", help="leave alone engines that passed before")
+    chosen = parser.parse_args(arguments)
     failed = 0
     try:
         with Bundle.open(folder) as bundle:
             result = read_result(folder, bundle.manifest)
             for entry in bundle.manifest.builds:
+                if chosen.resume and _passed_before(folder, entry, part(result, entry.id)):
+                    print(f"{entry.id}: checked already")
+                    continue
                 found = _check(bundle, entry)
+                part(result, entry.id).pop("bench", None)
                 part(result, entry.id)["check"] = found
                 failed += not found["passed"]
                 print(f"{entry.id}: {_words(found)}")
                 write_result(folder, result)
-    except BundleError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    except (BundleError, OSError) as error:
+        return cannot_go_on(error, folder)
     return 1 if failed else 0
+
+
+def _passed_before(folder: Path, entry: BuildEntry, said: dict[str, Any]) -> bool:
+    """Whether the engine that is here passed, and its outputs are still here."""
+    outputs = folder / OUTPUTS / f"{entry.id}.npy"
+    check = said.get("check", {})
+    return bool(check.get("passed")) and outputs.is_file() and sha256(outputs) == check["outputs_sha256"]
 
 
 def _check(bundle: Bundle, entry: BuildEntry) -> dict[str, Any]:
@@ -80,7 +90,7 @@ def _keep(path: Path, outputs: NDArray[np.float32]) -> str:
         path.parent.mkdir(exist_ok=True)
         np.save(path, outputs, allow_pickle=False)
     except OSError as error:
-        raise BundleError(f"cannot be written ({error.strerror})", where=path) from None
+        raise BundleError(f"cannot be written ({error.strerror or error})", where=path) from None
     return sha256(path)
 
 

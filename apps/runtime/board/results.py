@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -64,6 +65,13 @@ def write_result(folder: Path, result: Mapping[str, Any]) -> None:
     except OSError as error:
         temporary.unlink(missing_ok=True)
         raise BundleError(f"cannot be written ({error.strerror})", where=folder / RESULT) from None
+
+
+def cannot_go_on(error: BundleError | OSError, folder: Path) -> int:
+    """Says in one line why a script cannot go on, the disk is full, say; returns its exit code."""
+    said = error if isinstance(error, BundleError) else f"{error.filename or folder}: {error.strerror or error}"
+    print(f"error: {said}", file=sys.stderr)
+    return 2
 
 
 def part(result: dict[str, Any], build_id: str) -> dict[str, Any]:

@@ -29,6 +29,13 @@ class Said:
     text: str
 
     @property
+    def ended(self) -> str:
+        """How it ended, for people. Linux kills with signal 9 what it has no memory for."""
+        if self.code >= 0:
+            return f"ended with exit code {self.code}"
+        return f"was killed by signal {-self.code}{', memory ran out' if self.code == -9 else ''}"
+
+    @property
     def last_words(self) -> str:
         """The end of what it calls errors, or of all that it said, on one line."""
         lines = self.text.splitlines()

@@ -38,6 +38,8 @@ if "--saveEngine" in flags:
     if os.environ.get("FAKE_FAILS", "nothing") in flags["--onnx"]:
         print("[E] Error[2]: [virtualMemoryBuffer.cpp] OutOfMemory (Requested size was 1073741824 bytes.)")
         sys.exit(1)
+    if os.environ.get("FAKE_KILLED", "nothing") in flags["--onnx"]:
+        os.kill(os.getpid(), 9)
     model = open(flags["--onnx"], "rb").read()
     open(flags["--saveEngine"], "wb").write(str(number).encode() + b"\\n" + model)
 if "--exportTimes" in flags:
@@ -127,6 +129,37 @@ int cudaDeviceGetAttribute(int *value, int attribute, int device) {
   *value = atoi(attribute == 75 ? sm : strchr(sm, '.') + 1); return 0; }
 const char *cudaGetErrorString(int code) { return "out of memory"; }
 """
+# Loaded before all others: a disk that is full for files whose path holds $FAKE_FULL, a clock that jumps decades, and
+# the file $FAKE_MODEL as the name of the board.
+_FAULTS = r"""
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <stdarg.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+static int full(const char *path, int flags) {
+  const char *name = getenv("FAKE_FULL");
+  return name && *name && (flags & (O_WRONLY | O_RDWR)) && strstr(path, name);
+}
+#define OPEN(NAME) \
+int NAME(const char *path, int flags, ...) { \
+  va_list rest; va_start(rest, flags); int mode = va_arg(rest, int); va_end(rest); \
+  if (full(path, flags)) { errno = ENOSPC; return -1; } \
+  if (getenv("FAKE_MODEL") && !strcmp(path, "/proc/device-tree/model")) path = getenv("FAKE_MODEL"); \
+  return ((int (*)(const char *, int, ...))dlsym(RTLD_NEXT, #NAME))(path, flags, mode); \
+}
+OPEN(open)
+OPEN(open64)
+int clock_gettime(clockid_t clock, struct timespec *now) {
+  static long asked;
+  int said = ((int (*)(clockid_t, struct timespec *))dlsym(RTLD_NEXT, "clock_gettime"))(clock, now);
+  if (clock == CLOCK_REALTIME && getenv("FAKE_CLOCK_JUMPS")) now->tv_sec += ++asked % 2 ? 900000000 : -900000000;
+  return said;
+}
+"""
 _TEGRASTATS = """\
 #!/bin/sh
 if [ -n "$FAKE_TEGRASTATS_DIES" ]; then echo "$FAKE_TEGRASTATS"; exit 3; fi
@@ -141,6 +174,19 @@ class PaperBoard:
     folder: Path
     python: str = sys.executable
 
+    def environment(self) -> dict[str, str]:
+        """What a shell on the board has set."""
+        return {
+            "PATH": f"{self.folder}:/usr/bin:/bin",
+            "PYTHONPATH": str(self.folder),
+            "LD_LIBRARY_PATH": str(self.folder),
+            "OMP_NUM_THREADS": "1",
+            "FAKE_TENSORRT": "100300",
+            "FAKE_LOG": str(self.folder / "log.jsonl"),
+            "FAKE_TEGRASTATS": recorded.ORIN_NANO,
+            "FAKE_CLOCKS": recorded.CLOCKS_LOCKED,
+        }
+
     def run(self, bundle: Path, *command: str, tensorrt: str = "100300", **environment: str) -> Finished:
         """``python3 check.py``, say, in the bundle's folder."""
         programs = {"python3": self.python}
@@ -150,17 +196,7 @@ class PaperBoard:
             text=True,
             cwd=bundle,
             check=False,
-            env={
-                "PATH": f"{self.folder}:/usr/bin:/bin",
-                "PYTHONPATH": str(self.folder),
-                "LD_LIBRARY_PATH": str(self.folder),
-                "OMP_NUM_THREADS": "1",
-                "FAKE_TENSORRT": tensorrt,
-                "FAKE_LOG": str(self.folder / "log.jsonl"),
-                "FAKE_TEGRASTATS": recorded.ORIN_NANO,
-                "FAKE_CLOCKS": recorded.CLOCKS_LOCKED,
-                **environment,
-            },
+            env={**self.environment(), "FAKE_TENSORRT": tensorrt, **environment},
         )
         return Finished(done.returncode, done.stdout, done.stderr)
 
@@ -169,11 +205,12 @@ def paper_board(folder: Path, *, python: str = sys.executable) -> PaperBoard:
     """Writes the programs; needs a C compiler for libcudart."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "tensorrt.py").write_text(TENSORRT)
-    (folder / "cudart.c").write_text(CUDART)
     compiler = shutil.which("cc")
     assert compiler is not None
-    library = folder / "libcudart.so"
-    subprocess.run([compiler, "-shared", "-fPIC", "-o", str(library), str(folder / "cudart.c")], check=True)
+    for name, text in (("cudart", CUDART), ("faults", _FAULTS)):
+        source, library = folder / f"{name}.c", folder / f"lib{name}.so"
+        source.write_text(text)
+        subprocess.run([compiler, "-shared", "-fPIC", "-o", str(library), str(source), "-ldl"], check=True)
     _program(folder / "trtexec", f"#!{python}\n{_TRTEXEC.format(banner=recorded.BANNER)}")
     _program(folder / "tegrastats", _TEGRASTATS)
     _program(folder / "nvpmodel", f"#!/bin/sh\ncat <<'END'\n{recorded.POWER_MODE}END\n")

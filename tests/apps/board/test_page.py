@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import shutil
@@ -11,15 +12,19 @@ import pytest
 from typer.testing import CliRunner
 
 from apps.runtime.board.dialect import ALWAYS_TYPED, TYPED, WEAK
+from apps.runtime.board.tools import Said
 from mst_edge.cli.app import app
 from targets.board import BoardTarget
+from targets.jetson import JetsonTarget
 from targets.target import get_target, target_names
 from tests.apps.board.fakes import paper_board
 from tests.conftest import ROOT
 from tests.quantize.foreign_models import classifier, pictures, save
+from tests.sshd import WHY_NOT, running
 
+SHORT = ("--seconds", "0.05", "--idle-seconds", "0.05")
 PAGE = (ROOT / "docs" / "jetson.md").read_text(encoding="utf-8")
-HOST, COPY, BOARD, HOME = (block.split("\n") for block in re.findall(r"```sh\n(.*?)\n```", PAGE, re.DOTALL))
+HOST, SSH, COPY, BOARD, HOME = (block.split("\n") for block in re.findall(r"```sh\n(.*?)\n```", PAGE, re.DOTALL))
 
 
 @pytest.mark.skipif(shutil.which("cc") is None, reason="needs a C compiler for the stand-in of libcudart")
@@ -38,7 +43,7 @@ def test_its_commands_lead_from_a_model_to_a_verdict(tmp_path, monkeypatch):
     commands = [shlex.split(line) for line in BOARD]
     assert [line[0] for line in commands[:3]] == ["sudo", "sudo", "cd"]
     for command in commands[3:]:
-        short = ["--seconds", "0.2", "--idle-seconds", "0.1"] if "bench.py" in command else []
+        short = [*SHORT] if "bench.py" in command else []
         files = [str(file) for pattern in command if "*" in pattern for file in bundle.glob(pattern)]
         done = board.run(bundle, *[part for part in command if "*" not in part], *files, *short)
         assert (done.code, done.err) == (0, ""), command
@@ -50,6 +55,31 @@ def test_its_commands_lead_from_a_model_to_a_verdict(tmp_path, monkeypatch):
     done = CliRunner().invoke(app, judged[1:])
     assert done.exit_code == 0, done.output
     assert "gate passed with tensorrt-" in done.output
+    if not WHY_NOT:
+        by_ssh(tmp_path, board, monkeypatch)
+
+
+def by_ssh(tmp_path, board, monkeypatch):
+    """The same in one command, to a server that stands for user@board."""
+    monkeypatch.setitem(JetsonTarget.steps, "bench", (*JetsonTarget.steps["bench"], *SHORT))
+    (command,) = SSH
+    with running(tmp_path / "server", **board.environment()) as server:
+        monkeypatch.setenv("PATH", f"{server.folder / 'bin'}:{os.environ['PATH']}")
+        done = CliRunner().invoke(app, shlex.split(command.replace("user@board", server.address))[1:])
+        assert done.exit_code == 0, done.output
+        assert "gate passed with tensorrt-" in done.output
+        assert server.bundle.parent == server.home / ".cache" / "mst-edge"  # where the page says it is
+
+
+def test_it_has_the_words_of_every_failure():
+    places = ("targets/ssh/*.py", "apps/runtime/board/courier.py", "mst_edge/found.py")
+    files = [file for place in places for file in ROOT.glob(place)]
+    said = "".join(file.read_text(encoding="utf-8") for file in files) + f"trtexec {Said(-9, '').ended}"
+    rows = re.findall(r"^\| (`[^|]+`) \|", PAGE.split("| it says |")[1].split("##")[0], re.MULTILINE)
+    assert len(rows) == 11
+    for row in rows:
+        for words in re.findall(r"`([^`]+)`", row):
+            assert words.removesuffix("...").strip() in said, words
 
 
 def test_a_finished_run_is_packed_beside_what_it_has(finished_run, tmp_path):
