@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import typer
 
 from quantize.schemes.base import SCHEMES
+from quantize.variant import FLOAT
 from targets.runtimes.base import Runtime
 from targets.target import get_target, target_names
 
@@ -43,18 +44,25 @@ def capabilities(schemes: Sequence[str], targets: Sequence[str]) -> list[Capabil
     """A row per scheme, fp32 first."""
     runtimes = dict(_runtimes(targets))
 
-    def runs(precision: str) -> dict[Place, tuple[str, ...]]:
-        return {place: runtime.ways(precision) for place, runtime in runtimes.items()}
+    def runs(precision: str, program: str) -> dict[Place, tuple[str, ...]]:
+        return {
+            place: runtime.ways(precision) if not runtime.programs or program in runtime.programs else ()
+            for place, runtime in runtimes.items()
+        }
 
-    exact = Capability("fp32", "fp32", "torch", (), runs("fp32"), "what training leaves, exported; the rest start here")
+    summary = "what training leaves, exported; the rest start here"
+    exact = Capability("fp32", "fp32", "torch", (), runs("fp32", FLOAT), summary)
     made = (SCHEMES.get(name) for name in schemes)
-    return [exact, *(Capability(s.name, s.precision, s.backend, s.modules, runs(s.precision), s.summary) for s in made)]
+    rows = (
+        Capability(s.name, s.precision, s.backend, s.modules, runs(s.precision, s.program), s.summary) for s in made
+    )
+    return [exact, *rows]
 
 
 def _runtimes(targets: Sequence[str]) -> Iterator[tuple[Place, type[Runtime]]]:
     for name in targets:
         target = get_target(name)
-        for runtime in target.spec.runtimes:
+        for runtime in target.runtime_classes:
             yield (name, runtime), type(target.runtime(runtime))
 
 

@@ -34,7 +34,7 @@ from quantize.samples import read_samples, split_samples
 from quantize.schemes.base import SCHEMES, Material, Teach, require_schemes
 from quantize.schemes.int8_trained import Int8Qat
 from quantize.variant import InputSpec, Variant, load_variant
-from targets.target import get_target
+from targets.target import require_runtimes
 
 
 def quantize_run(
@@ -116,15 +116,30 @@ def deploy_there(path: Path, board: Board, data_root: Path | None, watcher: Watc
     return run_on_board(RunFolder(path), board, watcher)
 
 
-def deploy_run(path: Path, targets: Sequence[str], data_root: Path | None, watcher: Watcher) -> dict[str, Any]:
+def deploy_run(
+    path: Path,
+    targets: Sequence[str],
+    data_root: Path | None,
+    watcher: Watcher,
+    *,
+    runtimes: Sequence[str] = (),
+    tune: bool = False,
+) -> dict[str, Any]:
     """Builds, measures, judges and packs a run's variants for targets; its result and report then hold them.
 
+    Args:
+        runtimes: that build, instead of the recipe's.
+        tune: whether builds are tuned though the recipe does not ask for it.
+
     Raises:
-        UserError: the run is not finished, or its data is not there.
+        UserError: the run is not finished, or its data is not there; an unknown runtime.
     """
-    for name in targets:
-        get_target(name)
     run, recipe, done = _open(path)
+    said = recipe.measure
+    named = tuple(runtimes) or said.runtimes
+    require_runtimes(targets, named, "--runtime" if runtimes else "measure.runtimes")
+    wanted = said.model_copy(update={"runtimes": named, "tune": tune or said.tune})
+    recipe = recipe.model_copy(update={"measure": wanted})
     result = run.result()
     data = prepare(recipe, data_root)
     loaded = variants.load_variants(run, done)

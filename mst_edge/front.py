@@ -40,6 +40,8 @@ def front_of(targets: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 def _measured(target: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     for build in target["builds"]:
+        if target["bundle"] is not None and not build["deployable"]:
+            continue  # nobody can have it
         accuracy, drift = build["accuracy"], build["drift"]
         yield {
             "target": target["target"],

@@ -23,7 +23,7 @@ from mst_edge.stages.mixed import check_search
 from mst_edge.stages.qat import check_training
 from mst_edge.stages.subject import overall
 from quantize.schemes.base import require_schemes
-from targets.target import get_target
+from targets.target import get_target, require_runtimes
 
 
 class Watcher(Reporter, Protocol):
@@ -69,6 +69,7 @@ def run_recipe(recipe: Recipe, run: RunFolder, options: RunOptions, watcher: Wat
 
 def _run(recipe: Recipe, run: RunFolder, options: RunOptions, watcher: Watcher) -> dict[str, Any]:
     targets = [get_target(name) for name in recipe.targets]  # fail on a wrong name before training
+    require_runtimes(recipe.targets, recipe.measure.runtimes, "measure.runtimes")
     if options.until != "distill":
         for target in targets:
             target.require_here()

@@ -22,7 +22,7 @@ from distill.training.phase import Silent
 from mst_edge.recipe import Recipe
 from mst_edge.stages.data import Data, prepare
 from mst_edge.stages.distill import checked_methods, make_lab, needs_teachers, pick_device
-from targets.target import get_target
+from targets.target import get_target, require_runtimes
 
 _STEPS = 4
 # Export, quantization, loading and measuring, per build; taken long enough for small students.
@@ -77,6 +77,7 @@ def make_plan(recipe: Recipe, data_root: Path | None, device: str) -> Plan:
         UserError: as the run itself would.
     """
     targets = [get_target(name) for name in recipe.targets]
+    require_runtimes(recipe.targets, recipe.measure.runtimes, "measure.runtimes")
     for target in targets:
         target.require_here()
     started = time.perf_counter()
@@ -98,7 +99,8 @@ def make_plan(recipe: Recipe, data_root: Path | None, device: str) -> Plan:
         if not target.spec.on_host:
             steps.append(Step(f"deploy to {target.spec.name}", "models, packed to be built there", _SECONDS_PER_BUILD))
             continue
-        names = [name for name, probe in target.probe().items() if probe.available]
+        chosen = target.chosen_runtimes(recipe.measure.runtimes)
+        names = [name for name in chosen if target.runtime(name).probe().available]
         builds = 3 * len(names)
         steps.append(
             Step(

@@ -182,10 +182,17 @@ class GoalsSection(Section):
 
 
 class MeasureSection(Section):
-    """How latency is measured: until both minima are reached for every build, and those of the protocol."""
+    """How latency is measured: until both minima are reached for every build, and those of the protocol.
 
+    ``runtimes`` names those that build, each on the targets that have it; by default those that bundles run with.
+    ``tune`` asks for threads and other settings of the builds that pass, tried for ``tune_minutes`` at most.
+    """
+
+    runtimes: tuple[str, ...] = ()
     protocol: Literal["quick", "mlperf"] = "quick"
     threads: Count = 1
+    tune: bool = False
+    tune_minutes: Positive = 10.0
     min_runs: Count = 100
     min_seconds: Positive = 3.0
 

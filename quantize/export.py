@@ -16,10 +16,12 @@ import torch
 
 from distill.student import Student
 from mst_edge.core.files import atomic_path
-from quantize.variant import MODEL, InputSpec, Variant
+from quantize.program import write_program
+from quantize.variant import FLOAT, MODEL, InputSpec, Variant
 
 # The lowest opset that torch's exporter honours for every operator used here; TensorRT 8.6 reads it.
 OPSET = 18
+_FREE_BATCH = {"raw": {0: torch.export.Dim("batch", min=1, max=1 << 16)}}
 _SCOPES = "pkg.torch.onnx.name_scopes"
 
 
@@ -59,6 +61,20 @@ def export_student(student: Student, folder: Path) -> Variant:
     return replace(variant, folder=folder)
 
 
+def with_program(student: Student, variant: Variant) -> Variant:
+    """Writes ``student`` as a torch program, too, beside the fp32 ``variant`` of it."""
+    write_program(to_program(student), variant.program_file)
+    both = replace(variant, program=FLOAT)
+    both.save()
+    return both
+
+
+def to_program(student: Student) -> torch.export.ExportedProgram:
+    """The graph of ``student`` in torch's own operators, batch size free."""
+    with quietly():
+        return torch.export.export(student.eval(), (_example(student),), dynamic_shapes=_FREE_BATCH)
+
+
 def to_onnx(student: Student, translations: Mapping[Any, Callable[..., Any]] | None = None) -> Graph:
     """The graph of ``student``, batch size free.
 
@@ -82,23 +98,26 @@ def trace(student: Student) -> tuple[torch.export.ExportedProgram, str]:
 
 
 def _export(student: Student, translations: Mapping[Any, Callable[..., Any]] | None = None) -> torch.onnx.ONNXProgram:
-    frontend = student.frontend
-    # Two samples: torch.export takes a batch of one for a constant.
-    example = torch.zeros(2, *frontend.graph_shape, dtype=getattr(torch, frontend.graph_dtype))
     with quietly():
         program = torch.onnx.export(
             student.eval(),
-            (example,),
+            (_example(student),),
             dynamo=True,
             opset_version=OPSET,
             input_names=[student.spec.modality.name],
             output_names=[student.spec.output.graph_output],
-            dynamic_shapes={"raw": {0: torch.export.Dim("batch", min=1, max=1 << 16)}},
+            dynamic_shapes=_FREE_BATCH,
             verbose=False,
             custom_translation_table=dict(translations or {}),
         )
     assert program is not None
     return program
+
+
+def _example(student: Student) -> torch.Tensor:
+    """Two samples: torch.export takes a batch of one for a constant."""
+    frontend = student.frontend
+    return torch.zeros(2, *frontend.graph_shape, dtype=getattr(torch, frontend.graph_dtype))
 
 
 def front_end_nodes(model: onnx.ModelProto) -> Iterator[str]:

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import copy
-import logging
-import warnings
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,8 +17,9 @@ from mst_edge.core.errors import UserError
 from quantize.calibration import Calibration
 from quantize.layers import WEIGHTED, layers_of
 from quantize.parity import MOST_MEAN_STEPS, Parity, run_onnx, steps_between
+from quantize.program import quiet, write_program
 from quantize.schemes.base import Material, Scheme, UnfitError
-from quantize.variant import OUTPUTS, Variant
+from quantize.variant import OUTPUTS, PROGRAM, Variant
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -73,7 +71,7 @@ class InTorch(Scheme):
             UserError: there is no torch student.
             UnfitError: nothing was quantized, or ONNX Runtime does not compute what torch does.
         """
-        from quantize.export import to_onnx
+        from quantize.export import to_onnx, to_program
 
         student, source = material.student, material.model()
         if student is None:
@@ -83,10 +81,11 @@ class InTorch(Scheme):
                 fix="give a run's folder, or take int8-static",
             )
         features = Features(student, material.calibration)
-        with _quiet():
+        with quiet():
             network, facts = self._rounded(student.network, features, _modules_of(material, source))
             rounded = _with_network(student, network)
             graph = to_onnx(rounded, _translations())
+            write_program(to_program(rounded), out.with_name(PROGRAM))
         _require_int8(self.name, graph.model)
         modules = _call_alike(material.source, source, graph)
         onnx.save(graph.model, out)
@@ -192,10 +191,12 @@ def _call_alike(source: Variant, exact: onnx.ModelProto, graph: Graph) -> dict[s
     if [layer.op for layer in layers] != [layer.op for layer in own]:
         return {}
     by_name = {node.name: node for node in graph.model.graph.node}
+    outputs = {value.name for value in graph.model.graph.output}
     names: dict[str, str] = {}
     for layer, other in zip(layers, own, strict=True):
         *_, last = (by_name[name] for name in other.nodes if by_name[name].op_type not in _ROUNDING)
-        names[last.output[0]] = layer.output
+        if layer.output not in outputs:  # which has its name; where it is rounded, what is before that has another
+            names[last.output[0]] = layer.output
     _rename(graph.model, names)
     heads = {other.nodes[0]: layer.nodes[0] for layer, other in zip(layers, own, strict=True)}
     return {name: source.modules[head] for name, head in heads.items() if head in source.modules}
@@ -209,15 +210,3 @@ def _rename(model: onnx.ModelProto, names: Mapping[str, str]) -> None:
     for node in model.graph.node:
         for values in (node.input, node.output):
             values[:] = [name if name in outputs else names.get(name, name) for name in values]
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Libraries warn about versions of one another, and of kernels for GPUs that they cannot load."""
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(logging.NOTSET)

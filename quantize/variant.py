@@ -10,8 +10,10 @@ from mst_edge.core.errors import UserError
 from mst_edge.core.files import read_json, sha256_file, write_json
 from mst_edge.core.scoring import OutputSpec
 
-MODEL, SIDECAR = "model.onnx", "variant.json"
+MODEL, SIDECAR, PROGRAM = "model.onnx", "variant.json", "model.pt2"
 OUTPUTS = "torch_outputs.npy"
+# What a torch program is made for, see ``Variant.program``.
+FLOAT, X86, XNNPACK = "float", "x86", "xnnpack"
 # The optimizer with which ONNX Runtime rounds float weights between int8 layers to 8 bits per tensor, unasked
 # (microsoft/onnxruntime#22969).
 ROUNDS_WEIGHTS = "WeightBiasQuantization"
@@ -67,6 +69,8 @@ class Variant:
         in_float: names of the nodes with weights that stay in float between int8 ones.
         target: the only target that it is for; empty where it is for all.
         modules: node name to dotted path of the torch module that it comes from, where that is known.
+        program: whose int8 kernels the torch program beside the model is rounded for, or ``float``; empty where there
+            is no such program.
         facts: how it was made (options, calibration).
     """
 
@@ -83,12 +87,18 @@ class Variant:
     in_float: tuple[str, ...] = ()
     target: str = ""
     modules: dict[str, str] = field(default_factory=dict)
+    program: str = ""
     facts: dict[str, Any] = field(default_factory=dict)
 
     @property
     def model(self) -> Path:
         """The ONNX file."""
         return self.folder / MODEL
+
+    @property
+    def program_file(self) -> Path:
+        """The torch program: of a student of ours, for runtimes that compile torch."""
+        return self.folder / PROGRAM
 
     @property
     def torch_outputs(self) -> Path | None:
@@ -106,7 +116,10 @@ class Variant:
         """Writes the sidecar beside the model."""
         record = asdict(self)
         del record["folder"]
-        write_json(self.folder / SIDECAR, {**record, "model_sha256": sha256_file(self.model)})
+        hashes = {"model_sha256": sha256_file(self.model)}
+        if self.program:
+            hashes["program_sha256"] = sha256_file(self.program_file)
+        write_json(self.folder / SIDECAR, {**record, **hashes})
 
 
 def _tuple(said: list[int] | None) -> tuple[int, ...] | None:
@@ -120,11 +133,15 @@ def load_variant(folder: Path) -> Variant:
         UserError: a file is missing, or the model is not the one described.
     """
     sidecar = folder / SIDECAR
-    if not sidecar.is_file() or not (folder / MODEL).is_file():
+    if not sidecar.is_file():
         raise UserError(f"needs {MODEL} and {SIDECAR}", where=folder)
     record = read_json(sidecar)
-    if sha256_file(folder / MODEL) != record.pop("model_sha256"):
-        raise UserError(f"the model differs from the one that {SIDECAR} describes", where=folder / MODEL)
+    for file, key in ((MODEL, "model_sha256"), (PROGRAM, "program_sha256")):
+        wanted = record.pop(key, None)
+        if wanted is not None and not (folder / file).is_file():
+            raise UserError(f"needs {file} and {SIDECAR}", where=folder)
+        if wanted is not None and sha256_file(folder / file) != wanted:
+            raise UserError(f"the model differs from the one that {SIDECAR} describes", where=folder / file)
     said = record.pop("input")
     return Variant(
         **{

@@ -214,10 +214,12 @@ def judge(candidates: Sequence[Candidate], goals: Goals) -> list[Verdict]:
     The fastest build at p90 that satisfies every goal wins, and says so where others are within noise of it; an
     integer build only if it is enough faster than the fastest float build that satisfies them. If no build does,
     the one that misses the fewest goals is chosen (the more accurate, then the faster, of equals) with ``passed``
-    false, so that there is always something to look at.
+    false, so that there is always something to look at. Where there are builds that a bundle can carry, it is one of
+    them.
     """
     checks = {c.build.id: tuple(_checks(c, goals)) for c in candidates}
-    passing = [c for c in candidates if all(check.passed for check in checks[c.build.id])]
+    eligible = [c for c in candidates if c.build.deployable] or list(candidates)
+    passing = [c for c in eligible if all(check.passed for check in checks[c.build.id])]
     best_float = _fastest([c for c in passing if c.build.is_float])
     too_slow = {
         c.build.id: note
@@ -226,7 +228,7 @@ def judge(candidates: Sequence[Candidate], goals: Goals) -> list[Verdict]:
     }
     winner = _fastest([c for c in passing if c.build.id not in too_slow])
     if winner is None and candidates:
-        winner = min(candidates, key=lambda c: _badness(c, checks[c.build.id]))
+        winner = min(eligible, key=lambda c: _badness(c, checks[c.build.id]))
     verdicts = []
     for c in candidates:
         failed = [check for check in checks[c.build.id] if not check.passed]
@@ -234,6 +236,8 @@ def judge(candidates: Sequence[Candidate], goals: Goals) -> list[Verdict]:
             reason = "; ".join(f"{check.goal}: {check.text}" for check in failed)
         elif c is winner:
             reason = _why_chosen(c, [other for other in passing if other.build.id not in too_slow])
+        elif c not in eligible:
+            reason = f"satisfies every goal, but no bundle carries what takes torch to run; {_against(c, winner)}"
         else:
             reason = too_slow.get(c.build.id) or f"satisfies every goal, {_against(c, winner)}"
         verdicts.append(Verdict(c.build.id, not failed, c is winner, checks[c.build.id], reason))
@@ -282,7 +286,7 @@ def _against(candidate: Candidate, winner: Candidate | None) -> str:
     if winner is None:
         return ""
     ratio = _speedup(winner, candidate)
-    return f"{_times(ratio)} the p90 of {winner.build.id}{'' if ratio.above_one else ': within noise'}"
+    return f"{_times(ratio)} the p90 of {winner.build.id}{': within noise' if ratio.low <= 1 <= ratio.high else ''}"
 
 
 def _times(ratio: Interval) -> str:

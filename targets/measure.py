@@ -338,7 +338,7 @@ def _measurement(worker: Worker, timing: _Timing, protocol: Protocol, conditions
             mean_ms=float(np.mean(latencies)),
             runs=len(latencies),
             warmup_runs=timing.warmup_runs,
-            threads=int(worker.build.options.get("threads", 1)),
+            threads=int(worker.build.settings.get("threads", 1)),
             protocol=protocol.name,
             noise=_noise(rounds_p50, p50, p90),
             rounds_p50_ms=rounds_p50,

@@ -152,6 +152,7 @@ def _copy_build(root: Path, packed: PackedBuild) -> dict[str, Any]:
         "precision": build.precision,
         "model": f"models/{build.id}/{build.model}",
         "options": dict(build.options),
+        **({"tuned": dict(build.tuned)} if build.tuned else {}),
         "reference_outputs": outputs,
         "tolerance": packed.tolerance,
         "expected": dict(packed.expected),

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from apps.runtime.machine import settings_here
 from mst_edge.core.errors import UserError
 from mst_edge.core.files import read_json, write_json
 from quantize.variant import is_float
@@ -18,7 +19,7 @@ class TargetSpec:
     """One kind of hardware.
 
     Attributes:
-        runtimes: names of the inference runtimes that serve it.
+        runtimes: names of the inference runtimes that serve it unless others are asked for.
         on_host: whether builds can run on this machine.
     """
 
@@ -48,7 +49,9 @@ class Build:
             bf16); w8 or w4 where weights alone are integers.
         folder: holds the model file and ``build.json``.
         model: file name inside ``folder``.
-        options: what the runtime is opened with.
+        options: what the runtime is opened with, unless it was tuned for this machine.
+        tuned: what tuning found: ``options`` for a ``machine``; empty where it was not tuned, or nothing was faster.
+        deployable: whether a bundle can carry it: it runs without torch.
     """
 
     id: str
@@ -60,11 +63,18 @@ class Build:
     model: str
     options: dict[str, Any] = field(default_factory=dict)
     facts: dict[str, Any] = field(default_factory=dict)
+    tuned: dict[str, Any] = field(default_factory=dict)
+    deployable: bool = True
 
     @property
     def is_float(self) -> bool:
         """Whether no weight or activation is an integer."""
         return is_float(self.precision)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What the runtime is opened with on this machine."""
+        return settings_here(self.options, self.tuned)
 
     @property
     def model_path(self) -> Path:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import importlib
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -91,26 +91,42 @@ class Target:
             )
 
     def probe(self) -> dict[str, Probe]:
-        """What every runtime found out about itself here."""
+        """What every runtime that bundles run with found out about itself here."""
         return {name: self.runtime(name).probe() for name in self.spec.runtimes}
 
+    def chosen_runtimes(self, names: Collection[str]) -> tuple[str, ...]:
+        """Its runtimes among ``names``, which may be of several targets; where there are no names, those that bundles
+        run with."""
+        return tuple(name for name in self.runtime_classes if name in names) if names else self.spec.runtimes
+
     def build_all(
-        self, variants: list[Variant], threads: int, folder: Path, *, ours: bool = True, keep: bool = False
+        self,
+        variants: list[Variant],
+        threads: int,
+        folder: Path,
+        *,
+        ours: bool = True,
+        keep: bool = False,
+        runtimes: Collection[str] = (),
     ) -> Iterator[Build | Skipped]:
         """Compiles every variant with every runtime, in every precision that works here.
 
         Args:
+            runtimes: see ``chosen_runtimes``.
             ours: of a student of ours, a float build that a runtime does not take is our own mistake; with a model
                 from elsewhere it is skipped like any other.
             keep: take builds from the cache that were made before, and put new ones there.
         """
-        for name in self.spec.runtimes:
+        own = [one for one in variants if one.target in ("", self.spec.name)]
+        for name in self.chosen_runtimes(runtimes):
             runtime = self.runtime(name)
             probe = runtime.probe()
             if not probe.available:
                 yield Skipped(name, probe.reason)
                 continue
-            for variant in (one for one in variants if one.target in ("", self.spec.name)):
+            if not any(runtime.takes(variant) for variant in own):
+                yield Skipped(name, "not applicable: compiles the torch program of a run's student, and there is none")
+            for variant in own:
                 unfit = runtime.unfit(variant)
                 for precision in runtime.precisions(variant):
                     place = folder / runtime.build_id(variant, precision)
@@ -121,7 +137,7 @@ class Target:
                     made: Build | Skipped | None = kept.take(place) if kept else None
                     if made is None:
                         make = functools.partial(runtime.build, variant, precision, threads, place)
-                        made = self._made(make, place, ours=ours)
+                        made = self._made(make, place, ours=ours and runtime.deployable)
                         if kept and isinstance(made, Build):
                             kept.put(made)
                     yield made
@@ -216,6 +232,26 @@ def get_target(name: str) -> Target:
         raise unknown_name("target", name, paths, where="targets")
     target: Target = _load(paths[name])()
     return target
+
+
+def require_runtimes(targets: Iterable[str], names: Sequence[str], where: str) -> None:
+    """Makes sure that targets have the runtimes that someone asks for.
+
+    Raises:
+        UserError: an unknown target; a runtime that none of them has; or a target that has none of the runtimes.
+    """
+    found = [get_target(name) for name in targets]
+    known = {runtime for target in found for runtime in target.runtime_classes}
+    for name in names:
+        if name not in known:
+            raise unknown_name("runtime", name, sorted(known), where=where)
+    for target in found:
+        if target.spec.on_host and not target.chosen_runtimes(names):
+            raise UserError(
+                f"has none of the runtimes that {where} names",
+                where=target.spec.name,
+                fix=f"name one of {', '.join(target.runtime_classes)}",
+            )
 
 
 def target_names() -> list[str]:

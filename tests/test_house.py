@@ -15,7 +15,7 @@ MAY_IMPORT = {
     "mst_edge/core": set(),
     "distill": {"mst_edge.core", "apps.runtime.tokenizer"},
     "quantize": {"mst_edge.core", "distill"},
-    "targets": {"mst_edge.core", "quantize.variant", "apps.runtime"},
+    "targets": {"mst_edge.core", "quantize.variant", "quantize.program", "apps.runtime"},
     "apps": {"mst_edge.core", "apps.runtime"},
 }
 

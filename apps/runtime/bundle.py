@@ -21,6 +21,7 @@ from .drift import Drift, drift
 from .engines import ENGINES, Engine, requirement_of
 from .errors import BundleError
 from .inputs import Sample, encode_text, read_sample
+from .machine import settings_here
 from .manifest import MANIFEST, BuildEntry, Manifest, inside, read_manifest
 from .tokenizer import Tokenizer, read_tokenizer
 
@@ -75,7 +76,7 @@ class Bundle:
                 first = order[0]
                 self.notes.append(f"{first.runtime} is not installed: running {build.id} instead of {first.id}")
             self.build = build
-            self._engine = engine(inside(self.folder, build.model), build.options)
+            self._engine = engine(inside(self.folder, build.model), settings_here(build.options, build.tuned))
             return self._engine
         names = [runtime] if runtime else list(dict.fromkeys(build.runtime for build in self.manifest.builds))
         wanted = " or ".join(requirement_of(name) for name in names)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import importlib.util
+import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -61,9 +62,23 @@ class OnnxRuntimeEngine(Engine):
         """
         import onnxruntime
 
+        threads = int(options.get("threads", 1))
         settings = onnxruntime.SessionOptions()
-        settings.intra_op_num_threads = int(options.get("threads", 1))
+        settings.intra_op_num_threads = threads
         settings.inter_op_num_threads = 1
+        settings.enable_cpu_mem_arena = bool(options.get("arena", True))
+        if options.get("graph_optimization", "all") == "extended":
+            settings.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+        if options.get("parallel", False):
+            settings.execution_mode = onnxruntime.ExecutionMode.ORT_PARALLEL
+            settings.inter_op_num_threads = threads
+        if not options.get("spinning", True):
+            settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        if options.get("pinning", False) and threads > 1:
+            # Its threads beside the caller's own, each to a core; it counts processors from 1.
+            cores = sorted(os.sched_getaffinity(0))[1:threads]
+            affinities = ";".join(str(core + 1) for core in cores)
+            settings.add_session_config_entry("session.intra_op_thread_affinities", affinities)
         settings.log_severity_level = 3
         if "profile" in options:
             settings.enable_profiling = True
@@ -170,8 +185,11 @@ class OpenVinoEngine(Engine):
         properties = {
             "INFERENCE_PRECISION_HINT": precision,
             "INFERENCE_NUM_THREADS": int(options.get("threads", 1)),
-            "PERFORMANCE_HINT": "LATENCY",
+            "PERFORMANCE_HINT": str(options.get("hint", "LATENCY")),
         }
+        for option, name in (("pinning", "ENABLE_CPU_PINNING"), ("hyper_threading", "ENABLE_HYPER_THREADING")):
+            if options.get(option) is not None:  # OpenVINO itself decides otherwise
+                properties[name] = bool(options[option])
         try:
             compiled = openvino.Core().compile_model(str(model), "CPU", properties)
         except RuntimeError as error:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -50,7 +50,8 @@ class BuildEntry:
 
     Attributes:
         model: path of its model file inside the bundle.
-        options: what the engine is opened with (threads, precision).
+        options: what the engine is opened with (threads, precision), unless it was tuned for a machine like this one.
+        tuned: what tuning found: ``options`` for a ``machine``; empty where it was not tuned, or nothing was faster.
         reference_outputs: path of the outputs that it gave for the reference inputs.
         tolerance: how far from them another device may be; of numbers, in units of ``scale``.
         expected: accuracy, latency and memory as measured when it was packed.
@@ -64,6 +65,7 @@ class BuildEntry:
     reference_outputs: str
     tolerance: float
     expected: dict[str, Any]
+    tuned: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -141,6 +143,7 @@ def _parse(raw: dict[str, Any]) -> Manifest:
             reference_outputs=str(build["reference_outputs"]),
             tolerance=float(build["tolerance"]),
             expected=dict(build["expected"]),
+            tuned=_tuned(build.get("tuned", {})),
         )
         for build in raw["builds"]
     )
@@ -170,6 +173,10 @@ def _parse(raw: dict[str, Any]) -> Manifest:
         provenance=dict(raw["provenance"]),
         licence=str(raw["licence"]),
     )
+
+
+def _tuned(said: dict[str, Any]) -> dict[str, Any]:
+    return {"machine": dict(said["machine"]), "options": dict(said["options"])} if said else {}
 
 
 def inside(folder: Path, name: str) -> Path:

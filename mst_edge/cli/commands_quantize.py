@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from mst_edge.cli.commands_run import DeviceOption, JsonOption, RootOption, current_folder
+from mst_edge.cli.commands_run import DeviceOption, JsonOption, RootOption, TuneOption, current_folder
 from mst_edge.core.errors import ExitCode, UserError
 
 SourceArg = Annotated[Path, typer.Argument(metavar="RUN|MODEL.onnx", help="Folder of a run, or an ONNX file.")]
@@ -29,6 +29,10 @@ SchemeOption = Annotated[
 ]
 ExcludeOption = Annotated[
     list[str] | None, typer.Option("--exclude", metavar="LAYER", help="Layer that stays in float; may be repeated.")
+]
+RuntimeOption = Annotated[
+    list[str] | None,
+    typer.Option("--runtime", metavar="R", help="Runtime that builds; may be repeated. Default: those of bundles."),
 ]
 OutOption = Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Where to. Default: runs/NAME-TIME.")]
 SeedOption = Annotated[int, typer.Option("--seed", min=0, help="Draws the samples that calibrate.")]
@@ -99,6 +103,8 @@ def deploy(
     allow_random: RandomOption = False,
     scheme: SchemeOption = None,
     exclude: ExcludeOption = None,
+    runtime: RuntimeOption = None,
+    tune: TuneOption = False,
     out: OutOption = None,
     seed: SeedOption = 0,
     data_root: RootOption = None,
@@ -131,10 +137,11 @@ def deploy(
             from distill.datasets.builder import find_data_root
             from mst_edge.finished import deploy_run, deploy_there
 
+            root = find_data_root(data_root)
             if board is None:
-                result = deploy_run(source, target, find_data_root(data_root), watcher)
+                result = deploy_run(source, target, root, watcher, runtimes=runtime or (), tune=tune)
             else:
-                result = deploy_there(source, board, find_data_root(data_root), watcher)
+                result = deploy_there(source, board, root, watcher)
         else:
             from mst_edge.stages.foreign import Request, deploy_model
 
@@ -144,7 +151,16 @@ def deploy(
             current_folder(place)
             shapes = parse_shapes(shape or [])
             request = Request(
-                source, place, calibration, shapes, allow_random, tuple(scheme or ()), tuple(exclude or ()), seed
+                source,
+                place,
+                calibration,
+                shapes,
+                allow_random,
+                tuple(scheme or ()),
+                tuple(exclude or ()),
+                seed,
+                tuple(runtime or ()),
+                tune,
             )
             result = deploy_model(request, target, watcher)
             if board is not None:

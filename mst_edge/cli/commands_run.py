@@ -35,6 +35,9 @@ ResumeOption = Annotated[
 DryOption = Annotated[
     bool, typer.Option("--dry-run", help="Print the plan with time, memory and disk; change nothing.")
 ]
+TuneOption = Annotated[
+    bool, typer.Option("--tune", help="Choose threads and other settings of the builds by measurement.")
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
@@ -78,6 +81,7 @@ def _training_command(until: str) -> Callable[..., None]:
         out: OutOption = None,
         target: TargetOption = None,
         set_: SetOption = None,
+        tune: TuneOption = False,
         data_root: RootOption = None,
         device: DeviceOption = "auto",
         resume: ResumeOption = False,
@@ -86,7 +90,8 @@ def _training_command(until: str) -> Callable[..., None]:
     ) -> None:
         if resume and out is None:
             raise UserError("needs --out, the folder of the run to continue", where="--resume")
-        parsed, root = read_recipe(recipe, set_, data_root, device, target)
+        settings = [*(set_ or ()), *(["measure.tune=true"] if tune else [])]
+        parsed, root = read_recipe(recipe, settings, data_root, device, target)
         if dry_run:
             from mst_edge.plan import print_plan
 

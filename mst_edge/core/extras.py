@@ -25,6 +25,7 @@ EXTRA_OF: Mapping[str, str] = {
     "torchao": "quantize",
     "neural_compressor": "quantize",
     "openvino": "openvino",
+    "executorch": "executorch",
     "av": "video",
 }
 # Where a module and what pip installs have different names.

@@ -80,6 +80,14 @@ def usable_cores() -> int:
     return cores
 
 
+def physical_cores() -> int:
+    """Cores that this process may use, two threads of one core counted once."""
+    allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
+    topology = "/sys/devices/system/cpu/cpu{}/topology/thread_siblings_list"
+    distinct = {_read(topology.format(core)) or str(core) for core in allowed}
+    return min(len(distinct), usable_cores())
+
+
 def _cpuinfo() -> dict[str, str]:
     """The first processor's block of /proc/cpuinfo; empty where there is none."""
     fields: dict[str, str] = {}

@@ -90,7 +90,7 @@ def look_at_targets(ward: Ward) -> Iterator[Finding]:
     """One inference of a tiny model per target, runtime and precision, whose answer is known."""
     for name in ward.targets:
         target, proved = get_target(name), 0
-        for runtime in target.spec.runtimes:
+        for runtime in target.runtime_classes:
             probe, proofs = ward.probe(name, runtime), ward.proofs(name, runtime)
             proved += sum(proof.works for proof in proofs)
             if not probe.available:

@@ -17,6 +17,7 @@ from mst_edge.core.files import read_json, write_text
 from mst_edge.front import pareto
 from mst_edge.report import layers, svg
 from mst_edge.report.table import dla_lines, found_words, model_name, short_verdict
+from mst_edge.report.tuning import said_of
 from mst_edge.run_folder import RunFolder
 
 
@@ -208,6 +209,7 @@ def _target(target: Mapping[str, Any], result: Mapping[str, Any]) -> dict[str, A
         **target,
         "rows": [{**row, "short": short_verdict(row)} for row in target["builds"]],
         "winner": _chosen(target),
+        "tunings": [f"{tuning['build_id']}: {said_of(tuning)}" for tuning in target["tuning"]],
         "scenarios": [_scenarios(row) for row in target["builds"] if _has_scenarios(row["measurement"])],
         "runtimes": [{"name": name, "style": style} for style, name in enumerate(runtimes)],
         "front": svg.scatter(

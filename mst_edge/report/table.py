@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from mst_edge.report.layers import sensitivity_advice
+from mst_edge.report.tuning import said_of
 from mst_edge.run_folder import RunFolder
 
 
@@ -280,6 +281,9 @@ def print_verdict(console: Console, target: dict[str, Any], place: Path) -> None
         if noise:
             console.print(f"    {noise}", highlight=False)
     _print_conditions(target["builds"], console)
+    for tuning in target["tuning"]:
+        console.print(f"  {tuning['build_id']}: {said_of(tuning)}", highlight=False)
     for entry in target["skipped"]:
         console.print(f"  {entry['id']}: not built, {entry['reason']}", highlight=False)
-    console.print(f"bundle: {place / target['bundle']}", highlight=False)
+    bundle = place / target["bundle"] if target["bundle"] else "none, no build runs without torch"
+    console.print(f"bundle: {bundle}", highlight=False)

@@ -13,6 +13,7 @@ from apps.runtime.tokenizer import TOKENIZER
 from mst_edge.core.provenance import provenance
 from mst_edge.core.scoring import OutputSpec, Predictions, scoring_of
 from mst_edge.recipe import Recipe
+from mst_edge.report.tuning import said_of
 from mst_edge.run_folder import RunFolder
 from mst_edge.stages.board import DEVICE_LIMITS, pack_for_board
 from mst_edge.stages.data import Data
@@ -31,6 +32,7 @@ from targets.kept import REUSED
 from targets.pack import PackedBuild, pack
 from targets.spec import Build
 from targets.target import gather, get_target
+from targets.tune import Tuning, tune, tuned
 
 # Largest difference of outputs from the torch student, as a share of the outputs' spread (standard
 # deviation): rounding of float32; 11 bits of mantissa in tf32 and fp16, 8 in bf16; 256 levels per tensor in int8; 255
@@ -88,6 +90,8 @@ def run_deploy(
             recipe.quantize.exclude,
         ),
         tokenizer=tokenizer if tokenizer.is_file() else None,
+        runtimes=recipe.measure.runtimes,
+        tune_seconds=60 * recipe.measure.tune_minutes if recipe.measure.tune else 0.0,
     )
     record = deploy(subject, target_name, watcher)
     run.finish_stage(stage_name(target_name), record)
@@ -97,22 +101,25 @@ def run_deploy(
 def deploy(subject: Subject, target_name: str, watcher: DeployWatcher) -> dict[str, Any]:
     """Builds every variant for one target, measures and judges the builds, packs the chosen one.
 
-    For a target that is not this machine it packs what can be built, measured and judged there.
+    For a target that is not this machine it packs what can be built, measured and judged there. Where every build takes
+    torch to run, nothing is packed.
     """
     target = get_target(target_name)
     if isinstance(target, BoardTarget):
         return pack_for_board(subject, target, watcher)
     target.require_here()
     variants, not_made = variants_for(subject, target)
-    place = subject.place.builds(target_name)
-    made = target.build_all(variants, subject.threads, place, ours=subject.ours, keep=True)
+    place, runtimes = subject.place.builds(target_name), subject.runtimes
+    made = target.build_all(variants, subject.threads, place, ours=subject.ours, keep=True, runtimes=runtimes)
     builds, skipped = gather(made, target_name, subject.name, lambda build: _tell(build, watcher))
     scoring, reference, truth = scoring_of(subject.output), subject.reference, subject.truth
-    measured = measure.measure(builds, subject.inputs, subject.output, subject.protocol, watcher.busy)
-    torch_outputs = _torch_outputs(variants, reference)
-    candidates = [_candidate(subject, build, *measured[build.id], torch_outputs[build.variant]) for build in builds]
-    verdicts = judge(candidates, subject.goals)
-    said = {build_id: predictions for build_id, (_, predictions) in measured.items()}
+    candidates, verdicts, said = _judged(subject, variants, builds, watcher)
+    tunings: dict[str, Tuning] = {}
+    if subject.tune_seconds:
+        tunings = _tune(subject, candidates, verdicts, watcher)
+        if any(tuning.options for tuning in tunings.values()):
+            builds = [tuned(build, tunings[build.id]) if build.id in tunings else build for build in builds]
+            candidates, verdicts, said = _judged(subject, variants, builds, watcher)
     chosen = next(v.build_id for v in verdicts if v.chosen)
     confusion = None if truth is None else scoring.confusion(said[chosen].answers, truth)
     passed = any(v.chosen and v.passed for v in verdicts)
@@ -126,13 +133,16 @@ def deploy(subject: Subject, target_name: str, watcher: DeployWatcher) -> dict[s
         "real": subject.real,
         "builds": [_row(c, v) for c, v in zip(candidates, verdicts, strict=True)],
         "skipped": [*not_made, *(asdict(entry) for entry in skipped)],
+        "tuning": [tuning.to_dict() for tuning in tunings.values()],
         "goals": asdict(subject.goals),
         "chosen": chosen,
         "gate": ("passed" if passed else "failed") if subject.real else NOT_JUDGED,
         "confusion": None if confusion is None else confusion.tolist(),
-        "bundle": str(subject.place.bundle(target_name).relative_to(subject.place.path)),
+        "bundle": None,
     }
-    _pack(subject, candidates, verdicts, said, record)
+    if any(build.deployable for build in builds):
+        record["bundle"] = str(subject.place.bundle(target_name).relative_to(subject.place.path))
+        _pack(subject, candidates, verdicts, said, record)
     return record
 
 
@@ -140,6 +150,29 @@ def _tell(build: Build, watcher: DeployWatcher) -> None:
     watcher.step(f"built {build.id}{' before: taken from the cache' if build.facts.get(REUSED) else ''}")
     for note in build.facts.get("notes", ()):
         watcher.step(f"NOTE of {build.id}: {note}")
+
+
+def _judged(
+    subject: Subject, variants: list[Variant], builds: list[Build], watcher: DeployWatcher
+) -> tuple[list[Candidate], list[Verdict], dict[str, Predictions]]:
+    """Measures builds side by side, and judges them; with what each said of the samples."""
+    measured = measure.measure(builds, subject.inputs, subject.output, subject.protocol, watcher.busy)
+    torch_outputs = _torch_outputs(variants, subject.reference)
+    candidates = [_candidate(subject, build, *measured[build.id], torch_outputs[build.variant]) for build in builds]
+    said = {build_id: predictions for build_id, (_, predictions) in measured.items()}
+    return candidates, judge(candidates, subject.goals), said
+
+
+def _tune(
+    subject: Subject, candidates: list[Candidate], verdicts: list[Verdict], watcher: DeployWatcher
+) -> dict[str, Tuning]:
+    """Tunes the builds that pass, the fastest first."""
+    passing = [c for c, v in zip(candidates, verdicts, strict=True) if v.passed]
+    builds = [c.build for c in sorted(passing, key=lambda c: c.measurement.latency.p90_ms)]
+    found = tune(builds, subject.inputs, subject.output, subject.tune_seconds, watcher.busy)
+    for build_id, tuning in found.items():
+        watcher.step(f"tuned {build_id}: {said_of(tuning.to_dict())}")
+    return found
 
 
 def _torch_outputs(variants: list[Variant], reference: Predictions) -> dict[str, NDArray[Any]]:
@@ -174,6 +207,8 @@ def _row(candidate: Candidate, verdict: Verdict) -> dict[str, Any]:
         "precision": build.precision,
         "variant": build.variant,
         "options": build.options,
+        "tuned": build.tuned,
+        "deployable": build.deployable,
         "facts": build.facts,
         "accuracy": None if candidate.accuracy is None else asdict(candidate.accuracy),
         "drift": asdict(candidate.drift),
@@ -241,7 +276,7 @@ def _in_order(candidates: list[Candidate], verdicts: list[Verdict]) -> list[Cand
     """The chosen build, then the fastest passing build of every other runtime."""
     chosen = next(c for c, v in zip(candidates, verdicts, strict=True) if v.chosen)
     order = [chosen]
-    passing = [c for c, v in zip(candidates, verdicts, strict=True) if v.passed]
+    passing = [c for c, v in zip(candidates, verdicts, strict=True) if v.passed and c.build.deployable]
     for c in sorted(passing, key=lambda c: c.measurement.latency.p90_ms):
         if c.build.runtime not in {other.build.runtime for other in order}:
             order.append(c)

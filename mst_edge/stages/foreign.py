@@ -33,7 +33,7 @@ from quantize.variant import Variant
 from targets import measure
 from targets.examples import example_files
 from targets.gate import AccuracyGoal, DriftGoal, Goals
-from targets.target import get_target
+from targets.target import get_target, require_runtimes
 
 NO_LICENCE = "not stated"
 # Without labels: what a build may differ from the fp32 model at most.
@@ -48,6 +48,8 @@ class Request:
     Attributes:
         schemes: by default those of a recipe.
         exclude: layers that stay in float.
+        runtimes: that build; by default those that bundles run with.
+        tune: whether builds that pass are tuned.
     """
 
     file: Path
@@ -58,6 +60,8 @@ class Request:
     schemes: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     seed: int = 0
+    runtimes: tuple[str, ...] = ()
+    tune: bool = False
 
     @property
     def name(self) -> str:
@@ -121,8 +125,9 @@ def deploy_model(request: Request, targets: Sequence[str], watcher: DeployWatche
     """Quantizes, and builds, measures, judges and packs for each target.
 
     Raises:
-        UserError: as ``quantize_model``; an unknown target.
+        UserError: as ``quantize_model``; an unknown target or runtime.
     """
+    require_runtimes(targets, request.runtimes, "--runtime")
     for name in targets:
         get_target(name).require_here()
     record, made, variants = quantize_model(request, measurable(targets), watcher.step)
@@ -190,6 +195,8 @@ def _subject(request: Request, made: PreparedModel, variants: list[Variant]) -> 
         material=made.material(exclude=request.exclude),
         real=made.said["real"],
         ours=False,
+        runtimes=request.runtimes,
+        tune_seconds=60 * said.tune_minutes if request.tune else 0.0,
     )
 
 

@@ -100,7 +100,8 @@ def _variant(model: Path, source: Variant, folder: Path) -> Variant:
     folder.mkdir()
     shutil.copyfile(model, folder / MODEL)
     left = tuple(in_float(onnx.load(model)))
-    return replace(source, name=folder.name, scheme=Int8Mixed.name, precision="int8", folder=folder, in_float=left)
+    made = replace(source, name=folder.name, scheme=Int8Mixed.name, precision="int8", folder=folder, in_float=left)
+    return replace(made, program="")
 
 
 def _builds(target: Target, variant: Variant, judge: Judge, folder: Path) -> list[Build]:

@@ -59,6 +59,7 @@ def _chosen(run: RunFolder, names: Sequence[str]) -> list[Build]:
         for target in run.result()["targets"]
         if target["on_host"]
         for row in target["builds"]
+        if row["deployable"]  # the others compile torch programs, and what is cut off is a graph
     }
     if not every:
         raise UserError("has no builds", where=run.path, fix="finish the run")

@@ -141,6 +141,7 @@ def _copied(bundle: Bundle, entry: BuildEntry, facts: Mapping[str, Any], place: 
         model.name,
         entry.options,
         dict(facts),
+        entry.tuned,
     )
     build.save()
     return build

@@ -69,6 +69,8 @@ class Subject:
         readme: what the bundle's page says the samples are.
         material: what variants of further schemes are made of, for a target that takes others than were asked for.
         ours: whether it is a student that we exported ourselves.
+        tune_seconds: how long settings of its builds are tried; 0: not at all.
+        runtimes: that build it; empty: those of each target that bundles run with.
     """
 
     name: str
@@ -88,6 +90,8 @@ class Subject:
     tokenizer: Path | None = None
     real: bool = True
     ours: bool = True
+    runtimes: tuple[str, ...] = ()
+    tune_seconds: float = 0.0
 
     @property
     def output(self) -> OutputSpec:

@@ -22,7 +22,7 @@ from mst_edge.stages.qat import teaching
 from mst_edge.stages.sensitivity import report_sensitivity
 from quantize.api import make_variants
 from quantize.calibration import FOLDER, Calibration, choose, save_calibration
-from quantize.export import export_student
+from quantize.export import export_student, with_program
 from quantize.mixed import Search
 from quantize.schemes.base import Material
 from quantize.variant import Variant, load_variant
@@ -50,7 +50,7 @@ def run_variants(
     said = recipe.quantize
     ids = choose(data.dataset, data.splits["train"], said.calibration.samples, recipe.seed)
     material = Material(
-        source=export_student(student, run.variants / "fp32"),
+        source=with_program(student, export_student(student, run.variants / "fp32")),
         calibration=_keep(run.variants / FOLDER, data, student, ids),
         calibrator=said.calibration.calibrator,
         exclude=said.exclude,

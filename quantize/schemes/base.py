@@ -108,6 +108,7 @@ class Scheme(ABC):
         modules: importable names that it needs beyond the ``quantize`` extra's own.
         uses_samples: whether it looks at calibration samples.
         per_target: whether it measures, and makes a variant for one target alone.
+        program: whose int8 kernels the torch program is for that it writes beside the graph; empty: it writes none.
         summary: for tables: what it does.
         folder: name of its variant's folder.
     """
@@ -118,6 +119,7 @@ class Scheme(ABC):
     modules: ClassVar[tuple[str, ...]] = ()
     uses_samples: ClassVar[bool] = True
     per_target: ClassVar[bool] = False
+    program: ClassVar[str] = ""
     summary: ClassVar[str]
     folder: ClassVar[str]
 
@@ -153,6 +155,7 @@ class Scheme(ABC):
                 folder=temporary,
                 in_float=tuple(in_float(made)),
                 target=material.search.target if self.per_target and material.search else "",
+                program=self.program,
                 facts=facts,
             )
             variant.save()

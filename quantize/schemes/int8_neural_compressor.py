@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from quantize.in_torch import Features, InTorch, exported, fold_weights
 from quantize.qdq import needs_reduced_range
 from quantize.schemes.base import SCHEMES, UnfitError
+from quantize.variant import X86
 
 if TYPE_CHECKING:
     from torch import nn
@@ -29,6 +30,7 @@ class Int8NeuralCompressor(InTorch):
     folder = "int8-nc"  # builds are called after it
     backend = "neural-compressor"
     modules = ("neural_compressor", "torchao")
+    program = X86
     summary = "as int8-pt2e, the best of four ways to find ranges by what it does to the student's outputs"
 
     def _rounded(

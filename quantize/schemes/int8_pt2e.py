@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from quantize.in_torch import Features, InTorch, exported
 from quantize.qdq import needs_reduced_range
 from quantize.schemes.base import SCHEMES
+from quantize.variant import X86
 
 if TYPE_CHECKING:
     from torch import nn
@@ -23,6 +24,7 @@ class Int8Pt2e(InTorch):
     name = "int8-pt2e"
     backend = "torchao"
     modules = ("torchao",)
+    program = X86
     summary = "2-D convolutions and linear layers in int8, ranges from histograms; sums stay in float"
 
     def _rounded(

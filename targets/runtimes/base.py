@@ -29,6 +29,9 @@ class Runtime(ABC):
     """One inference engine on one target.
 
     Attributes:
+        deployable: whether what it builds runs without torch, as everything in a bundle does.
+        programs: which torch programs it compiles, see ``Variant.program``; empty: it takes ONNX, which all variants
+            are.
         supports: the precisions that it runs on some machine, each with the features of the device of which it takes
             one; no features: any machine.
         also: by a file's precision, others that it may be run in: bf16 is no file of its own for a CPU, it is a way to
@@ -37,6 +40,8 @@ class Runtime(ABC):
     """
 
     name: ClassVar[str]
+    deployable: ClassVar[bool] = True
+    programs: ClassVar[tuple[str, ...]] = ()
     supports: ClassVar[Mapping[str, tuple[str, ...]]]
     also: ClassVar[Mapping[str, tuple[str, ...]]] = {"fp32": ("bf16",), "int8": ("int8-bf16",)}
     device: ClassVar[str] = "CPU"
@@ -51,7 +56,13 @@ class Runtime(ABC):
     def precisions(self, variant: Variant) -> tuple[str, ...]:
         """In which precisions this runtime can run ``variant`` here; empty if in none."""
         probe = self.probe()
-        return tuple(p for p in self.ways(variant.precision) if probe.available and p in probe.precisions)
+        if not probe.available or not self.takes(variant):
+            return ()
+        return tuple(p for p in self.ways(variant.precision) if p in probe.precisions)
+
+    def takes(self, variant: Variant) -> bool:
+        """Whether what it compiles is there."""
+        return not self.programs or (variant.program in self.programs and variant.program_file.is_file())
 
     @classmethod
     def ways(cls, precision: str) -> tuple[str, ...]:
@@ -73,6 +84,20 @@ class Runtime(ABC):
         """Why it takes this variant in no precision, as far as is known before building; empty where nothing is."""
         return ""
 
+    def knobs(self, cores: int, options: Mapping[str, Any]) -> Mapping[str, tuple[Any, ...]]:
+        """Options that change how fast a build runs and not what it computes, with the values that they may have; the
+        first is how a build is opened that does not name the option.
+
+        Args:
+            cores: of this machine, for threads.
+            options: what it is opened with so far.
+        """
+        return {}
+
+    def write_proof(self, folder: Path, precision: str) -> str:
+        """Writes the model of a proof as ``folder`` needs it beside the ONNX file; returns what program that is."""
+        return ""
+
     def label(self, variant: Variant, precision: str) -> str:
         """What tells builds of this runtime apart."""
         if precision == variant.precision:
@@ -91,7 +116,7 @@ class Runtime(ABC):
             "target": self.target,
             "precision": precision,
             "threads": threads,
-            "model": sha256_file(variant.model),
+            "model": sha256_file(variant.program_file if self.programs else variant.model),
             "input": asdict(variant.input),
             "float_nodes": list(variant.float_nodes),
             "in_float": list(variant.in_float),
@@ -132,6 +157,7 @@ class Runtime(ABC):
                 folder=temporary,
                 model=model,
                 options={"threads": threads, **options},
+                deployable=self.deployable,
                 facts={
                     "build_ms": (time.perf_counter_ns() - start) / 1e6,
                     "runtime_version": self.probe().version,
@@ -225,3 +251,8 @@ class Runner:
         self.last_ms = (time.perf_counter_ns() - start) / 1e6
         self.device_ms = self._runtime.device_ms(self._handle)
         return output
+
+
+def thread_counts(cores: int) -> tuple[int, ...]:
+    """1, 2, 4 ... and all cores."""
+    return tuple(sorted({*(1 << power for power in range(cores.bit_length())), cores}))

@@ -25,7 +25,7 @@ class EngineRuntime(Runtime):
         return handle.device_ms
 
     def _load(self, build: Build) -> Engine:
-        return self.engine(build.model_path, build.options)
+        return self.engine(build.model_path, build.settings)
 
     def _run(self, handle: Engine, batch: NDArray[Any]) -> NDArray[np.float32]:
         return handle.run(batch)

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 from apps.runtime.engines import OnnxRuntimeEngine
 from quantize.variant import MODEL, ROUNDS_WEIGHTS, Variant
+from targets.runtimes.base import thread_counts
 from targets.runtimes.engine import EngineRuntime
 from targets.spec import Probe
 
@@ -29,6 +30,11 @@ class OnnxRuntime(EngineRuntime):
         if not self.engine.installed():
             return Probe(False, reason="onnxruntime is not installed (pip install onnxruntime)")
         return Probe(True, self._version(), self.supported_here())
+
+    def knobs(self, cores: int, options: Mapping[str, Any]) -> Mapping[str, tuple[Any, ...]]:
+        alone = {"threads": thread_counts(cores), "arena": (True, False), "graph_optimization": ("all", "extended")}
+        together = {"spinning": (True, False), "pinning": (False, True), "parallel": (False, True)}
+        return {**alone, **(together if options["threads"] > 1 else {})}
 
     def _build(self, variant: Variant, precision: str, folder: Path) -> tuple[str, Mapping[str, Any]]:
         shutil.copyfile(variant.model, folder / MODEL)

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 from apps.runtime.engines import OpenVinoEngine
 from quantize.variant import Variant
+from targets.runtimes.base import thread_counts
 from targets.runtimes.engine import EngineRuntime
 from targets.spec import Probe
 
@@ -31,6 +32,11 @@ class OpenVino(EngineRuntime):
         if not self.engine.installed():
             return Probe(False, reason="openvino is not installed (pip install 'mst-edge[openvino]')")
         return Probe(True, self._version(), self.supported_here())
+
+    def knobs(self, cores: int, options: Mapping[str, Any]) -> Mapping[str, tuple[Any, ...]]:
+        alone = {"threads": thread_counts(cores), "hint": ("LATENCY", "THROUGHPUT")}
+        together = {"pinning": (None, True, False), "hyper_threading": (None, True, False)}
+        return {**alone, **(together if options["threads"] > 1 else {})}
 
     def _build(self, variant: Variant, precision: str, folder: Path) -> tuple[str, Mapping[str, Any]]:
         import openvino

@@ -26,8 +26,8 @@ def report():
 def test_every_runtime_and_precision_of_a_target_is_proved(report):
     done, found = report
     assert done.code == (0 if json.loads(done.out)["healthy"] else 1)
-    probes = get_target("cpu").probe()
-    wanted = [f"cpu/{name}/{precision}" for name, probe in probes.items() for precision in probe.precisions]
+    runtimes = [get_target("cpu").runtime(name) for name in get_target("cpu").runtime_classes]
+    wanted = [f"cpu/{one.name}/{precision}" for one in runtimes for precision in one.probe().precisions]
     works = [finding["name"] for finding in found["targets"] if finding["state"] == "works"]
     assert sorted(works) == sorted(wanted)
 

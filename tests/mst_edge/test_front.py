@@ -30,10 +30,11 @@ def test_the_front_is_what_nothing_dominates(given_points, higher):
     assert front == sorted(front)
 
 
-def build(name, p90_ms, value, *, labels=True):
+def build(name, p90_ms, value, *, labels=True, deployable=True):
     accuracy = {"value": value} if labels else None
     drift = {"agreement": 0.5 if labels else value, "samples": 100}
-    return {"id": name, "accuracy": accuracy, "drift": drift, "measurement": {"latency": {"p90_ms": p90_ms}}}
+    latency = {"latency": {"p90_ms": p90_ms}}
+    return {"id": name, "accuracy": accuracy, "drift": drift, "measurement": latency, "deployable": deployable}
 
 
 def host(*builds, higher=True):
@@ -43,6 +44,7 @@ def host(*builds, higher=True):
         "gate": "passed",
         "scoring": {"metric": "accuracy", "higher_is_better": higher},
         "builds": list(builds),
+        "bundle": "bundles/cpu" if any(one["deployable"] for one in builds) else None,
     }
 
 
@@ -64,6 +66,12 @@ def test_builds_of_all_targets_compete():
     there = board(fp16=measured(2.0, 0.85), hot=measured(0.1, 0.99, valid=False), unchecked={"build": {}})
     assert names(here, there) == [("cpu", "fast"), ("jetson-thor", "fp16"), ("cpu", "right")]
     assert names(host(build("a", 1.0, 0.1), build("b", 2.0, 0.3), higher=False)) == [("cpu", "a")]
+
+
+def test_what_no_bundle_carries_has_no_place_beside_what_one_does():
+    in_torch = build("torch", 0.5, 0.9, deployable=False)
+    assert names(host(in_torch, build("a", 1.0, 0.8))) == [("cpu", "a")]
+    assert names(host(in_torch)) == [("cpu", "torch")]
 
 
 def test_a_board_that_has_not_measured_has_no_place():

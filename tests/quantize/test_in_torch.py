@@ -25,9 +25,14 @@ from tests.quantize.trained import onnxruntime_outputs, openvino_outputs
 from tests.quantizing import quantized
 from tests.texts import make_texts
 
-PT2E, TUNED = "int8-pt2e", "int8-neural-compressor"
+PT2E, TUNED, SIGNED = "int8-pt2e", "int8-neural-compressor", "int8-xnnpack"
 PHOTO = ModalitySpec("photo", Kind.IMAGE, (16, 16, 3), "uint8")
-CASES = [(PT2E, AUDIO, "ds_cnn", 0.85), (PT2E, PHOTO, "vit", 0.5), (TUNED, FACTS, "mlp", 0.4)]
+CASES = [
+    (PT2E, AUDIO, "ds_cnn", 0.85),
+    (PT2E, PHOTO, "vit", 0.5),
+    (TUNED, FACTS, "mlp", 0.4),
+    (SIGNED, FACTS, "mlp", 0.4),
+]
 MOST_STEPS = 2.0  # on average, of the output's 256: sums in another order round other numbers up
 
 
@@ -72,7 +77,7 @@ def test_runtimes_compute_with_the_file_what_torch_does(tmp_path, scheme, spec, 
         assert best == pytest.approx(max(int8.facts["sqnr_db"]), abs=0.1)
 
 
-@pytest.mark.parametrize("scheme", [PT2E, TUNED])
+@pytest.mark.parametrize("scheme", [PT2E, TUNED, SIGNED])
 def test_an_excluded_layer_stays_in_float(tmp_path, scheme):
     student, raw = make_student(FACTS, "mlp"), raw_samples(FACTS, 16)
     *_, last = [name for name, module in student.named_modules() if isinstance(module, torch.nn.Linear)]

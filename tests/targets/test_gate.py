@@ -243,3 +243,28 @@ def test_a_drift_falls_short_by_what_agreement_or_correlation_lack():
     assert shortfall(drift_limits(drift, DriftGoal(min_agreement=0.99))) == pytest.approx(0.02)
     assert shortfall(drift_limits(drift, DriftGoal(min_correlation=0.96))) == pytest.approx(0.01)
     assert shortfall(drift_limits(drift, DriftGoal(min_agreement=0.9, min_correlation=0.9))) == 0
+
+
+def in_torch(one):
+    return replace(one, build=replace(one.build, deployable=False))
+
+
+def test_what_no_bundle_carries_is_judged_but_never_chosen():
+    """Neither because it is the fastest, nor as the float build that an int8 build is held to."""
+    candidates = [in_torch(candidate("et-fp32", 0.5)), candidate("ort-fp32", 2.0), candidate("ort-int8", 1.0)]
+    verdicts = judge(candidates, DROP_1)
+    assert [(v.build_id, v.passed, v.chosen) for v in verdicts] == [
+        ("et-fp32", True, False),
+        ("ort-fp32", True, False),
+        ("ort-int8", True, True),
+    ]
+    assert verdicts[0].reason == (
+        "satisfies every goal, but no bundle carries what takes torch to run; 0.50 x (0.49 to 0.52) the p90 of ort-int8"
+    )
+    missed = [in_torch(candidate("et-fp32", 0.5)), candidate("ort-fp32", 2.0, drop=0.1)]
+    assert chosen(missed, DROP_1).build_id == "ort-fp32"
+    assert not chosen(missed, DROP_1).passed
+
+
+def test_where_everything_takes_torch_one_of_it_is_chosen():
+    assert chosen([in_torch(candidate("et-fp32", 2.0)), in_torch(candidate("ai-fp32", 1.0))]).build_id == "ai-fp32"
