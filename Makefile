@@ -4,6 +4,8 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 RUN    ?= runs/av_digits
+# Tests run in so many processes, a file of tests in one of them.
+WORKERS ?= 2
 # Without a GPU, PyTorch's own index has smaller wheels: make run TORCH_INDEX=https://download.pytorch.org/whl/cpu
 TORCH_INDEX ?=
 
@@ -32,7 +34,7 @@ types: install
 	$(BIN)/mypy --python-version 3.10 --package apps.runtime  # what a bundle carries runs on older boards
 
 test: lint types
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile
 
 bench: install
 	$(BIN)/mst-edge compare av_digits

@@ -22,6 +22,7 @@ from mst_edge.core.files import read_json, write_json
 from quantize.variant import MODEL, Variant
 from targets.cpu import CpuTarget
 from targets.runtimes.base import Runtime
+from targets.runtimes.executorch import ExecuTorch
 from targets.runtimes.onnxruntime import OnnxRuntime
 from targets.spec import Build, Probe
 from targets.target import Target
@@ -127,8 +128,11 @@ class Contest(Target):
     """The CPU of this machine, by what a user has already."""
 
     _classes: ClassVar = (TorchEager, TorchCompile, DefaultOnnxRuntime, DefaultOpenVino)
-    spec = replace(CpuTarget.spec, name=NAME, runtimes=tuple(cls.name for cls in _classes))
-    runtime_classes: ClassVar = {cls.name: f"benchmarks.contestants:{cls.__name__}" for cls in _classes}
+    spec = replace(CpuTarget.spec, name=NAME, runtimes=(*(cls.name for cls in _classes), ExecuTorch.name))
+    runtime_classes: ClassVar = {
+        **{cls.name: f"benchmarks.contestants:{cls.__name__}" for cls in _classes},
+        ExecuTorch.name: "targets.runtimes.executorch:ExecuTorch",
+    }
 
 
 @contextmanager

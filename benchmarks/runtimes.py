@@ -34,7 +34,7 @@ from mst_edge.core.stats import Interval
 from mst_edge.recipe import load_recipe
 from mst_edge.run_folder import RunFolder
 from mst_edge.stages.distill import load_predictions
-from mst_edge.stages.variants import STAGE, load_variants
+from quantize.export import export_student, with_program
 from quantize.variant import Variant
 from targets.gate import Goals, accuracy_limits, compare_accuracy
 from targets.measure import QUICK, Measurement, measure, speedup
@@ -43,7 +43,7 @@ from targets.spec import Build, load_build
 OURS = "ours"
 # What our runner may add to the runtime's own call.
 _MOST_OVERHEAD_US, _MOST_OVERHEAD = 20.0, 0.05
-_SIDE, _COPY_BYTES = 1024, 256 << 20
+_SIDES, _COPY_BYTES = (512, 1024), 256 << 20
 
 
 @dataclass(frozen=True)
@@ -109,9 +109,13 @@ def contest(folder: Path, peak: Callable[[int], Peak], seconds: float) -> Studen
     recipe = load_recipe(run.recipe_file)
     record = next(target for target in run.result()["targets"] if target["target"] == "cpu")
     chosen = load_build(run.builds("cpu") / record["chosen"])
-    fp32 = load_variants(run, run.stage_result(STAGE) or {})[0]
+    student = load_student(run.distill)
     with ExitStack() as stack:
         place = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="mst-edge-")))
+        # As in a run, where contestants find the student in torch.
+        (place / "run").mkdir()
+        (place / "run" / "distill").symlink_to(run.distill.resolve())
+        fp32 = with_program(student, export_student(student, place / "run" / "variants" / "fp32"))
         others, absent = _contenders(stack, fp32, recipe.measure.threads, place)
         builds = [replace(chosen, id=OURS), *others]
         protocol = replace(QUICK, min_seconds=seconds)
@@ -139,13 +143,12 @@ def _contenders(stack: ExitStack, fp32: Variant, threads: int, place: Path) -> t
     """A build of the fp32 student by everyone who is installed, and who is not."""
     builds, absent = [], []
     contestants = stack.enter_context(registered())
-    runtimes = [contestants.runtime(name) for name in contestants.spec.runtimes]
-    for runtime in [*runtimes]:
+    for runtime in (contestants.runtime(name) for name in contestants.spec.runtimes):
         probe = runtime.probe()
         if probe.available and runtime.precisions(fp32):
             builds.append(replace(runtime.build(fp32, "fp32", threads, place / runtime.name), id=runtime.name))
         else:
-            absent.append(f"{runtime.name}: {probe.reason or 'has nothing of this run to compile'}")
+            absent.append(f"{runtime.name}: {probe.reason or 'does not take it'}")
     for build in builds:
         build.save()
     return builds, absent
@@ -183,20 +186,23 @@ def _arithmetic(precision: str) -> str:
 def measured_peak(threads: int) -> Peak:
     """The best of many tries on this machine."""
     torch.set_num_threads(threads)
-    ones = torch.randn(_SIDE, _SIDE)
-    narrow = torch.randint(-100, 100, (_SIDE, _SIDE), dtype=torch.int8)
-    of_16 = ones.bfloat16()
     source, copy = np.ones(_COPY_BYTES // 8), np.empty(_COPY_BYTES // 8)
-    products: dict[str, Callable[[], Any]] = {
-        "fp32": lambda: ones @ ones,
-        "bf16": lambda: of_16 @ of_16,
-        "int8": lambda: torch._int_mm(narrow, narrow),
+    products: dict[str, Callable[[int], Callable[[], torch.Tensor]]] = {
+        "fp32": lambda side: _product(torch.randn(side, side), torch.matmul),
+        "bf16": lambda side: _product(torch.randn(side, side, dtype=torch.bfloat16), torch.matmul),
+        "int8": lambda side: _product(torch.randint(-100, 100, (side, side), dtype=torch.int8), torch._int_mm),
     }
-    operations = {name: 2 * _SIDE**3 / _fastest_s(product) for name, product in products.items()}
+    operations = {
+        name: max(2 * side**3 / _fastest_s(product(side)) for side in _SIDES) for name, product in products.items()
+    }
     return Peak(operations, 2 * _COPY_BYTES / _fastest_s(lambda: np.copyto(copy, source)))
 
 
-def _fastest_s(call: Callable[[], Any], tries: int = 30) -> float:
+def _product(matrix: torch.Tensor, multiply: Callable[..., torch.Tensor]) -> Callable[[], torch.Tensor]:
+    return lambda: multiply(matrix, matrix)
+
+
+def _fastest_s(call: Callable[[], Any], tries: int = 100) -> float:
     found = []
     for _ in range(tries):
         start = time.perf_counter()

@@ -16,7 +16,9 @@ from numpy.typing import NDArray
 from apps.runtime.errors import BundleError
 from quantize.program import quiet
 from quantize.variant import FLOAT, X86, Variant
+from targets.nvml import this_gpu
 from targets.runtimes.base import thread_counts
+from targets.runtimes.on_gpu import absent, gpu_hardware, gpu_lacks
 from targets.runtimes.program import ProgramRuntime
 from targets.spec import Build, Probe
 
@@ -90,16 +92,27 @@ class AotInductorCuda(AotInductor):
     """
 
     place = "cuda"
+    device = "GPU"
+    also: ClassVar = {}
     programs: ClassVar[tuple[str, ...]] = (FLOAT,)
     supports: ClassVar = dict.fromkeys(("fp32",), ())
 
     def knobs(self, cores: int, options: Mapping[str, Any]) -> Mapping[str, tuple[Any, ...]]:
         return {}
 
+    def hardware(self) -> dict[str, Any]:
+        return {**super().hardware(), **gpu_hardware()}
+
+    def _facts(self, build: Build) -> Mapping[str, Any]:
+        return {"gpu": this_gpu().to_dict()}
+
     def _probe(self) -> Probe:
         found = super()._probe()
         if not found.available:
             return found
+        missing = list(gpu_lacks())
+        if missing:
+            return absent(missing)
         import torch
 
         if not torch.cuda.is_available():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 from targets.nvml import this_gpu
@@ -29,11 +29,8 @@ class GpuRuntime(EngineRuntime):
         yield from ()
 
     def _probe(self) -> Probe:
-        missing = [*_gpu_lacks(), *self._lacks()]
-        if missing:
-            causes, fixes = zip(*missing, strict=True)
-            return Probe(False, reason=f"{'; '.join(causes)} ({'; then '.join(fixes)})")
-        return Probe(True, self._version(), self.supported_here())
+        missing = [*gpu_lacks(), *self._lacks()]
+        return absent(missing) if missing else Probe(True, self._version(), self.supported_here())
 
     @classmethod
     def features(cls) -> frozenset[str]:
@@ -44,14 +41,26 @@ class GpuRuntime(EngineRuntime):
         return frozenset(name for name, since in _SINCE.items() if sm >= since)
 
     def hardware(self) -> dict[str, Any]:
-        gpu = this_gpu().to_dict()
-        return {**super().hardware(), **{name: gpu[name] for name in ("name", "sm", "driver")}}
+        return {**super().hardware(), **gpu_hardware()}
 
     def _facts(self, build: Build) -> Mapping[str, Any]:
         return {"gpu": this_gpu().to_dict()}
 
 
-def _gpu_lacks() -> Iterator[tuple[str, str]]:
+def absent(missing: Sequence[tuple[str, str]]) -> Probe:
+    """What a runtime says that lacks these: causes with what mends them."""
+    causes, fixes = zip(*missing, strict=True)
+    return Probe(False, reason=f"{'; '.join(causes)} ({'; then '.join(fixes)})")
+
+
+def gpu_hardware() -> dict[str, Any]:
+    """What of the GPU a build depends on."""
+    gpu = this_gpu().to_dict()
+    return {name: gpu[name] for name in ("name", "sm", "driver")}
+
+
+def gpu_lacks() -> Iterator[tuple[str, str]]:
+    """The GPU or its driver, where it does not answer, and what mends that."""
     try:
         this_gpu()
     except OSError as error:
