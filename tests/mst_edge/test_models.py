@@ -156,10 +156,12 @@ def test_a_runtime_that_does_not_take_a_strangers_model_is_skipped_with_the_reas
     def no(*_):
         raise RuntimeError("cannot convert Exotic")
 
+    monkeypatch.setenv("MST_EDGE_CACHE", str(tmp_path / "cache"))  # no builds of other tests
     monkeypatch.setattr("targets.runtimes.openvino.OpenVino._build", no)
     done = deploy(place / "net.onnx", tmp_path / "o", "--calibration", place / "plain", "--scheme", "fp16")
     assert done.exit_code == 0, done.output
     assert "openvino-fp32: not built, the runtime does not run it: cannot convert Exotic" in done.stdout
+    monkeypatch.setenv("MST_EDGE_CACHE", str(tmp_path / "another cache"))
     monkeypatch.setattr("targets.runtimes.onnxruntime.OnnxRuntime._build", no)
     done = deploy(place / "net.onnx", tmp_path / "p", "--calibration", place / "plain", "--scheme", "fp16")
     assert isinstance(done.exception, UserError)

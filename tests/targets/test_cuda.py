@@ -204,7 +204,7 @@ for number, (form, stored, precision, *changed) in enumerate(json.loads(sys.argv
     place = Path(sys.argv[2]) / str(number)
     os.environ.update(*changed)
     try:
-        build = runtime.build(_variant(form, stored, place / "variant"), precision, 1, place / "build")
+        build = runtime.build(_variant(form, stored, place / "variant", runtime), precision, 1, place / "build")
         with target.load(build) as runner:
             rows = runner.run(sample().repeat(3, axis=0))
             wrong = float(abs(rows - expected()).max() / expected().max())
@@ -291,7 +291,7 @@ from targets.proof import _variant
 from targets.target import get_target
 runtime = get_target("cuda").runtime("tensorrt")
 with tempfile.TemporaryDirectory() as place:
-    fp32 = _variant("fp32", "fp32", Path(place) / "v")
+    fp32 = _variant("fp32", "fp32", Path(place) / "v", runtime)
     keys = [runtime.depends_on(fp32, "fp32", 1), runtime.depends_on(fp32, "tf32", 1)]
     for changed in ({"FAKE_DRIVER": "580.1"}, {"FAKE_SM": "9.0"}):
         os.environ.update(changed)
@@ -367,7 +367,8 @@ from targets.measure import QUICK, measure
 from targets.proof import _variant, sample
 from targets.target import get_target
 place = Path(sys.argv[1])
-build = get_target("cuda").runtime("tensorrt").build(_variant("fp32", "fp32", place / "v"), "fp32", 1, place / "b")
+runtime = get_target("cuda").runtime("tensorrt")
+build = runtime.build(_variant("fp32", "fp32", place / "v", runtime), "fp32", 1, place / "b")
 np.save(place / "samples.npy", sample())
 short = replace(QUICK, min_seconds=0.1, idle_seconds=0.1)
 done = measure([build], place / "samples.npy", OutputSpec("classification", tuple("abcd")), short)
