@@ -7,6 +7,7 @@ finds those of other packages: ``registered`` makes one for as long as it lasts.
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -23,7 +24,6 @@ from quantize.variant import MODEL, Variant
 from targets.cpu import CpuTarget
 from targets.runtimes.base import Runtime
 from targets.runtimes.executorch import ExecuTorch
-from targets.runtimes.onnxruntime import OnnxRuntime
 from targets.spec import Build, Probe
 from targets.target import Target
 
@@ -76,21 +76,32 @@ class TorchCompile(TorchEager):
         return torch.compile(super()._load(build))
 
 
-class DefaultOnnxRuntime(OnnxRuntime):
+class DefaultOnnxRuntime(Runtime):
     """``InferenceSession(model)``."""
 
     name = "onnxruntime-default"
     supports: ClassVar = {"fp32": ()}
+
+    def _probe(self) -> Probe:
+        import onnxruntime
+
+        return Probe(True, onnxruntime.__version__, ("fp32",))
+
+    def _build(self, variant: Variant, precision: str, folder: Path) -> tuple[str, Mapping[str, Any]]:
+        shutil.copyfile(variant.model, folder / MODEL)
+        return MODEL, {}
 
     def _load(self, build: Build) -> Any:
         import onnxruntime
 
         settings = onnxruntime.SessionOptions()
         settings.intra_op_num_threads = int(build.options["threads"])
-        return onnxruntime.InferenceSession(str(build.model_path), settings, providers=["CPUExecutionProvider"])
+        session = onnxruntime.InferenceSession(str(build.model_path), settings, providers=["CPUExecutionProvider"])
+        return session, session.get_inputs()[0].name
 
     def _run(self, handle: Any, batch: NDArray[Any]) -> NDArray[np.float32]:
-        return handle.run(None, {handle.get_inputs()[0].name: batch})[0]
+        session, name = handle
+        return session.run(None, {name: batch})[0]
 
     def _close(self, handle: Any) -> None:
         """Freed with the last reference."""
@@ -108,7 +119,7 @@ class DefaultOpenVino(Runtime):
         return Probe(True, openvino.__version__, ("fp32",))
 
     def _build(self, variant: Variant, precision: str, folder: Path) -> tuple[str, Mapping[str, Any]]:
-        (folder / MODEL).write_bytes(variant.model.read_bytes())
+        shutil.copyfile(variant.model, folder / MODEL)
         return MODEL, {}
 
     def _load(self, build: Build) -> Any:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 
 import pytest
 import torch
 
-from benchmarks import quantization
+from benchmarks import contestants, quantization, runtimes
 from benchmarks.distill_speed import Ours, Plain, Plan, TakesTurns, main, make_store
 from benchmarks.plain_mst import PlainMst
 from distill.lab import OptimizerChoice, freeze
@@ -17,7 +18,9 @@ from distill.methods.base import METHODS
 from distill.mst_options import PAPER, MstOptions
 from distill.networks.registry import NETWORKS, NetworkChoice
 from distill.tasks import Classification
+from mst_edge.core.stats import Interval
 from mst_edge.recipe import find_recipe, load_recipe
+from targets.target import target_names
 from tests.distill.test_training import make_lab, store  # noqa: F401
 
 SMALL = {
@@ -168,3 +171,36 @@ def test_every_student_of_the_benchmark_is_a_sound_recipe(tmp_path):
         settings = [setting.replace("{out}", str(tmp_path)) for setting in contender.settings]
         recipe = load_recipe(find_recipe(contender.recipe), settings)
         assert NETWORKS.get(recipe.student.network)
+
+
+def test_our_build_meets_what_a_user_has_without_it_on_the_same_samples(finished_run, monkeypatch):
+    few = (contestants.TorchEager.name, contestants.DefaultOnnxRuntime.name)
+    monkeypatch.setattr(contestants.Contest, "spec", replace(contestants.Contest.spec, runtimes=few))
+    peak = runtimes.Peak({"fp32": 1e9, "bf16": 2e9, "int8": 4e9}, 1e9)
+    found = runtimes.contest(finished_run, lambda threads: peak, 0.1)
+    (target,) = json.loads((finished_run / "result.json").read_text(encoding="utf-8"))["targets"]
+    chosen = next(row for row in target["builds"] if row["id"] == target["chosen"])
+    assert found.build == chosen["id"]
+    assert [row.name for row in found.rows] == ["ours", *few]
+    ours, eager, default = found.rows
+    assert ours.accuracy == chosen["accuracy"]["value"]
+    assert eager.accuracy == pytest.approx(target["fp32_accuracy"])
+    assert default.holds
+    assert eager.slower.low <= eager.slower.estimate <= eager.slower.high
+    arithmetic = {"int8": 4e9, "bf16": 2e9, "int8-bf16": 4e9}.get(chosen["precision"], 1e9)
+    least_s = max(found.operations / arithmetic, chosen["measurement"]["size_bytes"] / 1e9)
+    assert found.roofline == pytest.approx(1e3 * least_s / ours.p50_ms)
+    rows = "\n".join(runtimes.lines(found))
+    assert ("BEATEN" in rows) == bool(found.beaten_by)
+    assert "contest" not in target_names()  # known only as long as it is needed
+
+
+def test_a_contender_beats_us_only_within_the_goal_and_beyond_noise():
+    def row(name, low, high, *, holds=True):
+        return runtimes.Row(name, 0.8, holds, 1.0, 1.1, Interval((low + high) / 2, low, high))
+
+    rows = (row("ours", 1, 1), row("a", 0.7, 0.9), row("b", 0.7, 0.9, holds=False), row("c", 0.9, 1.01))
+    student = runtimes.Student("s", "b", rows, 1e6, 1.0, 0.5, 49.0, "", ())
+    assert student.beaten_by == ["a"]
+    assert student.overhead_holds  # 5 % of a millisecond
+    assert not replace(student, overhead_us=51.0).overhead_holds
