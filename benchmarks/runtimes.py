@@ -5,16 +5,15 @@
 For every finished run: the chosen build, and the fp32 student in torch, torch.compile, ONNX Runtime and OpenVINO with
 their defaults (`benchmarks/contestants.py`) and in ExecuTorch with XNNPACK. All in processes of their own, with the
 recipe's number of threads, in turns; every one answers the whole test split. `x` is how many times as long as ours one
-takes at p50, with its 95 % interval: below 1 it beats us. The roofline is what this CPU is measured to do in products
-of large matrices in the arithmetic of our build, or what memory gives, whichever takes longer for the student's
-operations and its model file; so it takes what a cache holds for slow.
+takes at p50, with its 95 % interval: below 1 it beats us. The roofline is what this CPU is measured to do in a product
+of large matrices in the arithmetic of our build (`benchmarks/peak.py`), or what memory gives, whichever takes longer for
+the student's operations and its model file; so it takes what a cache holds for slow.
 """
 
 from __future__ import annotations
 
 import argparse
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
@@ -26,6 +25,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.contestants import registered
+from benchmarks.peak import Peak, measured_peak
 from distill.student import load_student
 from mst_edge.core.files import write_json
 from mst_edge.core.provenance import provenance
@@ -43,7 +43,6 @@ from targets.spec import Build, load_build
 OURS = "ours"
 # What our runner may add to the runtime's own call.
 _MOST_OVERHEAD_US, _MOST_OVERHEAD = 20.0, 0.05
-_SIDES, _COPY_BYTES = (512, 1024), 256 << 20
 
 
 @dataclass(frozen=True)
@@ -56,15 +55,6 @@ class Row:
     p50_ms: float
     p90_ms: float
     slower: Interval
-
-
-@dataclass(frozen=True)
-class Peak:
-    """What one thread count of this CPU does: operations per second in products of large matrices, bytes per second
-    that are read and written."""
-
-    operations: Mapping[str, float]
-    bytes: float
 
 
 @dataclass(frozen=True)
@@ -181,34 +171,6 @@ def _operations(run: RunFolder) -> float:
 def _arithmetic(precision: str) -> str:
     """What most of a build's operations are done in."""
     return "int8" if precision.startswith("int8") else "bf16" if precision == "bf16" else "fp32"
-
-
-def measured_peak(threads: int) -> Peak:
-    """The best of many tries on this machine."""
-    torch.set_num_threads(threads)
-    source, copy = np.ones(_COPY_BYTES // 8), np.empty(_COPY_BYTES // 8)
-    products: dict[str, Callable[[int], Callable[[], torch.Tensor]]] = {
-        "fp32": lambda side: _product(torch.randn(side, side), torch.matmul),
-        "bf16": lambda side: _product(torch.randn(side, side, dtype=torch.bfloat16), torch.matmul),
-        "int8": lambda side: _product(torch.randint(-100, 100, (side, side), dtype=torch.int8), torch._int_mm),
-    }
-    operations = {
-        name: max(2 * side**3 / _fastest_s(product(side)) for side in _SIDES) for name, product in products.items()
-    }
-    return Peak(operations, 2 * _COPY_BYTES / _fastest_s(lambda: np.copyto(copy, source)))
-
-
-def _product(matrix: torch.Tensor, multiply: Callable[..., torch.Tensor]) -> Callable[[], torch.Tensor]:
-    return lambda: multiply(matrix, matrix)
-
-
-def _fastest_s(call: Callable[[], Any], tries: int = 100) -> float:
-    found = []
-    for _ in range(tries):
-        start = time.perf_counter()
-        call()
-        found.append(time.perf_counter() - start)
-    return min(found)
 
 
 def lines(student: Student) -> Iterator[str]:

@@ -11,6 +11,7 @@ import torch
 
 from benchmarks import contestants, quantization, runtimes
 from benchmarks.distill_speed import Ours, Plain, Plan, TakesTurns, main, make_store
+from benchmarks.peak import Peak
 from benchmarks.plain_mst import PlainMst
 from distill.lab import OptimizerChoice, freeze
 from distill.masks import SpecialisedTeacher
@@ -176,7 +177,7 @@ def test_every_student_of_the_benchmark_is_a_sound_recipe(tmp_path):
 def test_our_build_meets_what_a_user_has_without_it_on_the_same_samples(finished_run, monkeypatch):
     few = (contestants.TorchEager.name, contestants.DefaultOnnxRuntime.name)
     monkeypatch.setattr(contestants.Contest, "spec", replace(contestants.Contest.spec, runtimes=few))
-    peak = runtimes.Peak({"fp32": 1e9, "bf16": 2e9, "int8": 4e9}, 1e9)
+    peak = Peak({"fp32": 1e9, "bf16": 2e9, "int8": 4e9}, 1e9)
     found = runtimes.contest(finished_run, lambda threads: peak, 0.1)
     (target,) = json.loads((finished_run / "result.json").read_text(encoding="utf-8"))["targets"]
     chosen = next(row for row in target["builds"] if row["id"] == target["chosen"])
