@@ -1,5 +1,5 @@
-"""What this CPU does at most: operations per second in a product of large matrices, in the arithmetic of every precision,
-by the fastest runtime at hand, and bytes per second that are read and written."""
+"""What this CPU does at most: operations per second in a large convolution, in the arithmetic of every precision, by
+the fastest runtime at hand, and bytes per second that are read and written."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-_ROWS, _INNER, _COLUMNS = 2048, 1024, 1024
+_CHANNELS, _SIDE, _KERNEL = 512, 14, 3
+_OPERATIONS = 2 * (_SIDE * _CHANNELS * _KERNEL) ** 2
 _COPY_BYTES, _TRIES = 256 << 20, 20
 _OPSET = 18
 
@@ -29,19 +30,19 @@ class Peak:
 def measured_peak(threads: int) -> Peak:
     """The best of some tries of some runtimes."""
     operations: dict[str, float] = {}
-    rows = np.random.default_rng(0).normal(size=(_ROWS, _INNER)).astype(np.float32)
-    for arithmetic, call in _products(threads):
-        found = 2 * _ROWS * _INNER * _COLUMNS / _fastest_s(lambda call=call: call(rows))  # type: ignore[misc]
+    maps = np.random.default_rng(0).normal(size=(1, _CHANNELS, _SIDE, _SIDE)).astype(np.float32)
+    for arithmetic, call in _convolutions(threads):
+        found = _OPERATIONS / _fastest_s(lambda call=call: call(maps))  # type: ignore[misc]
         operations[arithmetic] = max(found, operations.get(arithmetic, 0.0))
     source, copy = np.ones(_COPY_BYTES // 8), np.empty(_COPY_BYTES // 8)
     return Peak(operations, 2 * _COPY_BYTES / _fastest_s(lambda: np.copyto(copy, source)))
 
 
-def _products(threads: int) -> Iterator[tuple[str, Callable[[NDArray[np.float32]], Any]]]:
-    for arithmetic, model in (("fp32", _product()), ("int8", _product(int8=True))):
+def _convolutions(threads: int) -> Iterator[tuple[str, Callable[[NDArray[np.float32]], Any]]]:
+    for arithmetic, model in (("fp32", _convolution()), ("int8", _convolution(int8=True))):
         yield arithmetic, _by_onnxruntime(model, threads)
         yield arithmetic, _by_openvino(model, threads, "f32")
-    yield "bf16", _by_openvino(_product(), threads, "bf16")
+    yield "bf16", _by_openvino(_convolution(), threads, "bf16")
 
 
 def _by_onnxruntime(model: bytes, threads: int) -> Callable[[NDArray[np.float32]], Any]:
@@ -50,36 +51,44 @@ def _by_onnxruntime(model: bytes, threads: int) -> Callable[[NDArray[np.float32]
     settings = onnxruntime.SessionOptions()
     settings.intra_op_num_threads = threads
     session = onnxruntime.InferenceSession(model, settings, providers=["CPUExecutionProvider"])
-    return lambda rows: session.run(None, {"x": rows})
+    return lambda maps: session.run(None, {"x": maps})
 
 
 def _by_openvino(model: bytes, threads: int, precision: str) -> Callable[[NDArray[np.float32]], Any]:
     import openvino
 
     properties = {"INFERENCE_PRECISION_HINT": precision, "INFERENCE_NUM_THREADS": threads}
-    request = openvino.Core().compile_model(model, b"", "CPU", properties).create_infer_request()
-    return lambda rows: request.infer([rows], share_inputs=True)
+    core = openvino.Core()
+    request = core.compile_model(core.read_model(model), "CPU", properties).create_infer_request()
+    return lambda maps: request.infer([maps], share_inputs=True)
 
 
-def _product(*, int8: bool = False) -> bytes:
-    """``x`` times a constant matrix; with ``int8``, 8-bit values with the scales that kernels want."""
-    weight = np.random.default_rng(1).integers(-100, 100, (_INNER, _COLUMNS))
-    nodes, value, other = [], "x", "w"
-    constants = {"w": weight.astype(np.int8 if int8 else np.float32)}
+def _convolution(*, int8: bool = False) -> bytes:
+    """3 x 3, 512 to 512 channels, over 14 x 14; with ``int8``, 8 bits in and out, as in the middle of a network."""
+    shape = (_CHANNELS, _CHANNELS, _KERNEL, _KERNEL)
+    weight = np.random.default_rng(1).integers(-100, 100, shape)
+    constants: dict[str, Any] = {"w": weight.astype(np.int8 if int8 else np.float32)}
+    padding: dict[str, Any] = {"pads": [_KERNEL // 2] * 4}
     if int8:
-        constants |= {"s": np.float32(0.05), "z": np.uint8(128), "ws": np.float32(0.01), "wz": np.int8(0)}
-        nodes += [
+        steps = {"s": np.float32(0.05), "z": np.uint8(128), "big": np.float32(50.0)}
+        per_channel = {"ws": np.full(_CHANNELS, 0.01, np.float32), "wz": np.zeros(_CHANNELS, np.int8)}
+        constants |= {**steps, **per_channel}
+        nodes = [
             helper.make_node("QuantizeLinear", ["x", "s", "z"], ["q"]),
             helper.make_node("DequantizeLinear", ["q", "s", "z"], ["d"]),
-            helper.make_node("DequantizeLinear", ["w", "ws", "wz"], ["dw"]),
+            helper.make_node("DequantizeLinear", ["w", "ws", "wz"], ["dw"], axis=0),
+            helper.make_node("Conv", ["d", "dw"], ["c"], **padding),
+            helper.make_node("QuantizeLinear", ["c", "big", "z"], ["qc"]),
+            helper.make_node("DequantizeLinear", ["qc", "big", "z"], ["y"]),
         ]
-        value, other = "d", "dw"
-    nodes.append(helper.make_node("MatMul", [value, other], ["y"]))
+    else:
+        nodes = [helper.make_node("Conv", ["x", "w"], ["y"], **padding)]
+    sizes = [1, _CHANNELS, _SIDE, _SIDE]
     graph = helper.make_graph(
         nodes,
-        "product",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [_ROWS, _INNER])],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [_ROWS, _COLUMNS])],
+        "convolution",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, sizes)],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, sizes)],
         [numpy_helper.from_array(np.asarray(array), name) for name, array in constants.items()],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", _OPSET)], ir_version=9)

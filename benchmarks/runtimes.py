@@ -5,8 +5,8 @@
 For every finished run: the chosen build, and the fp32 student in torch, torch.compile, ONNX Runtime and OpenVINO with
 their defaults (`benchmarks/contestants.py`) and in ExecuTorch with XNNPACK. All in processes of their own, with the
 recipe's number of threads, in turns; every one answers the whole test split. `x` is how many times as long as ours one
-takes at p50, with its 95 % interval: below 1 it beats us. The roofline is what this CPU is measured to do in a product
-of large matrices in the arithmetic of our build (`benchmarks/peak.py`), or what memory gives, whichever takes longer for
+takes at p50, with its 95 % interval: below 1 it beats us. The roofline is what this CPU is measured to do in a large
+convolution in the arithmetic of our build (`benchmarks/peak.py`), or what memory gives, whichever takes longer for
 the student's operations and its model file; so it takes what a cache holds for slow.
 """
 
@@ -18,7 +18,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -26,7 +25,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.contestants import registered
 from benchmarks.peak import Peak, measured_peak
-from distill.student import load_student
+from distill.student import Student, load_student
 from mst_edge.core.files import write_json
 from mst_edge.core.provenance import provenance
 from mst_edge.core.scoring import Predictions, scoring_of
@@ -58,7 +57,7 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Student:
+class Result:
     """One run's result.
 
     Attributes:
@@ -89,7 +88,7 @@ class Student:
         return self.overhead_us <= max(_MOST_OVERHEAD_US, _MOST_OVERHEAD * 1e3 * ours.p50_ms)
 
 
-def contest(folder: Path, peak: Callable[[int], Peak], seconds: float) -> Student:
+def contest(folder: Path, peak: Callable[[int], Peak], seconds: float) -> Result:
     """Measures one run's chosen build for target ``cpu`` beside the contenders.
 
     Args:
@@ -112,11 +111,11 @@ def contest(folder: Path, peak: Callable[[int], Peak], seconds: float) -> Studen
         measured = measure(builds, run.evaluation / "inputs.npy", fp32.output, protocol)
     goals = Goals.of(record["goals"])
     rows = tuple(_row(build, measured, fp32, run, goals) for build in builds)
-    ours, operations = measured[OURS][0], _operations(run)
+    ours, operations = measured[OURS][0], _operations(student, run)
     most = peak(recipe.measure.threads)
     least_s = max(operations / most.operations[_arithmetic(chosen.precision)], chosen.size_bytes / most.bytes)
     p50_s = ours.latency.p50_ms / 1e3
-    return Student(
+    return Result(
         title=recipe.name + f", {recipe.student.network}",
         build=chosen.id,
         rows=rows,
@@ -160,11 +159,11 @@ def _row(
     )
 
 
-def _operations(run: RunFolder) -> float:
+def _operations(student: Student, run: RunFolder) -> float:
     """Multiplications and additions of one inference, counted by torch in its matrix products and convolutions."""
     sample = np.load(run.evaluation / "inputs.npy", mmap_mode="r")[:1]
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        load_student(run.distill).eval()(torch.from_numpy(np.array(sample)))
+        student.eval()(torch.from_numpy(np.array(sample)))
     return float(counter.get_total_flops())
 
 
@@ -173,7 +172,7 @@ def _arithmetic(precision: str) -> str:
     return "int8" if precision.startswith("int8") else "bf16" if precision == "bf16" else "fp32"
 
 
-def lines(student: Student) -> Iterator[str]:
+def lines(student: Result) -> Iterator[str]:
     """Markdown of one student."""
     yield f"**{student.title}**: ours is `{student.build}`{f' ({student.noise})' if student.noise else ''}"
     yield ""

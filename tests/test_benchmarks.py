@@ -201,7 +201,7 @@ def test_a_contender_beats_us_only_within_the_goal_and_beyond_noise():
         return runtimes.Row(name, 0.8, holds, 1.0, 1.1, Interval((low + high) / 2, low, high))
 
     rows = (row("ours", 1, 1), row("a", 0.7, 0.9), row("b", 0.7, 0.9, holds=False), row("c", 0.9, 1.01))
-    student = runtimes.Student("s", "b", rows, 1e6, 1.0, 0.5, 49.0, "", ())
+    student = runtimes.Result("s", "b", rows, 1e6, 1.0, 0.5, 49.0, "", ())
     assert student.beaten_by == ["a"]
     assert student.overhead_holds  # 5 % of a millisecond
     assert not replace(student, overhead_us=51.0).overhead_holds
