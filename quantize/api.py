@@ -171,7 +171,8 @@ def export_module(
     """
     import torch
 
-    from quantize.export import OPSET, quietly
+    from quantize.export import OPSET
+    from quantize.program import quiet
 
     for axis in dynamic_axes:
         if not 1 <= axis < example.ndim:
@@ -181,7 +182,7 @@ def export_module(
     example = torch.cat([example] * 2) if len(example) == 1 else example
     training = module.training
     try:
-        with quietly():
+        with quiet():
             program = torch.onnx.export(
                 module.eval(),
                 (example,),

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import ast
-import logging
-import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +13,7 @@ import torch
 
 from distill.student import Student
 from mst_edge.core.files import atomic_path
-from quantize.program import write_program
+from quantize.program import quiet, write_program
 from quantize.variant import FLOAT, MODEL, InputSpec, Variant
 
 # The lowest opset that torch's exporter honours for every operator used here; TensorRT 8.6 reads it.
@@ -71,7 +68,7 @@ def with_program(student: Student, variant: Variant) -> Variant:
 
 def to_program(student: Student) -> torch.export.ExportedProgram:
     """The graph of ``student`` in torch's own operators, batch size free."""
-    with quietly():
+    with quiet():
         return torch.export.export(student.eval(), (_example(student),), dynamic_shapes=_FREE_BATCH)
 
 
@@ -98,7 +95,7 @@ def trace(student: Student) -> tuple[torch.export.ExportedProgram, str]:
 
 
 def _export(student: Student, translations: Mapping[Any, Callable[..., Any]] | None = None) -> torch.onnx.ONNXProgram:
-    with quietly():
+    with quiet():
         program = torch.onnx.export(
             student.eval(),
             (_example(student),),
@@ -166,17 +163,3 @@ def _strip(model: onnx.ModelProto) -> None:
     for value in (*model.graph.input, *model.graph.output, *model.graph.initializer):
         del value.metadata_props[:]
         value.doc_string = ""
-
-
-@contextmanager
-def quietly() -> Iterator[None]:
-    """Silences the exporter's warnings about its own internals."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(level)

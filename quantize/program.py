@@ -91,11 +91,13 @@ def _evaluated(said: Any) -> str:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Libraries that work on torch programs warn about versions of one another, and of what they cannot load."""
-    logging.disable(logging.WARNING)
+    """Silences libraries that export and compile: they warn about their own internals, about versions of one another,
+    and of what they cannot load."""
+    before = logging.root.manager.disable
+    logging.disable(max(before, logging.WARNING))
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        logging.disable(logging.NOTSET)
+        logging.disable(before)

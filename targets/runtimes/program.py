@@ -6,6 +6,7 @@ torch.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -51,6 +52,6 @@ class ProgramRuntime(Runtime):
         answers = [self._answer(handle, batch[row : row + 1]) for row in range(len(batch))]
         return answers[0] if len(answers) == 1 else np.concatenate(answers)
 
+    @abstractmethod
     def _answer(self, handle: Any, sample: NDArray[Any]) -> NDArray[np.float32]:
         """``(1, *input)`` to ``(1, outputs)``, an array of its own."""
-        raise NotImplementedError

@@ -191,7 +191,7 @@ class Link:
                 pass
         except UserError as error:
             return error
-        return self._lost()  # pragma: no cover
+        return self._lost()
 
     def _lost(self) -> UserError:
         self._close()
