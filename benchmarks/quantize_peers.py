@@ -279,7 +279,7 @@ def compare(student: Student, ours: Made, peers: Sequence[Made], protocol: Proto
     start = time.perf_counter()
     measured = measure(builds, student.inputs, student.source.output, protocol)
     seconds = (time.perf_counter() - start) * len(ours.builds) / len(builds)
-    goals = Goals(accuracy=goals_of(student.recipe).accuracy, min_int8_speedup=0.0)
+    goals = Goals(accuracy=goals_of(student.recipe, TARGET).accuracy, min_int8_speedup=0.0)
     candidates = {build.id: _candidate(student, build, *measured[build.id]) for build in builds}
     verdicts = judge([candidates[build.id] for build in ours.builds], goals)
     pick = next(verdict.build_id for verdict in verdicts if verdict.chosen)

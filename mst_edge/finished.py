@@ -109,7 +109,7 @@ def deploy_there(path: Path, board: Board, data_root: Path | None, watcher: Watc
     if not holds_bundle(path, board.name):
         run, recipe, done = _open(path)
         parts = made_of(variants.load_variants(run, done))
-        if packed_before(run, board, asdict(goals_of(recipe)), parts):
+        if packed_before(run, board, asdict(goals_of(recipe, board.name)), parts):
             watcher.step(f"packed before: {run.bundle(board.name)}")
         else:
             deploy_run(path, [board.name], data_root, watcher)
@@ -183,7 +183,9 @@ def _searches(run: RunFolder, recipe: Recipe, source: Variant, watcher: Watcher)
     """By target, what schemes need that measure on it."""
 
     def search(target: str) -> Search:
-        judge = Judge(load_calibration(run.variants / variants.TUNING), goals_of(recipe), recipe.measure.threads)
+        judge = Judge(
+            load_calibration(run.variants / variants.TUNING), goals_of(recipe, target), recipe.measure.threads
+        )
         place = run.variants / variants.SEARCH / target
         return search_for(source, judge, recipe.quantize.mixed, target, place, watcher.step)
 

@@ -19,7 +19,16 @@ from mst_edge.core.files import sha256_file
 from mst_edge.core.scoring import Predictions, scoring_of
 from mst_edge.found import read_found, read_outputs
 from mst_edge.stages.subject import NOT_JUDGED, output_of
-from targets.gate import Check, Goals, Limit, accuracy_limits, compare_accuracy, drift_limits, resource_checks
+from targets.gate import (
+    Check,
+    Goals,
+    Limit,
+    accuracy_limits,
+    compare_accuracy,
+    drift_limits,
+    gain_checks,
+    resource_checks,
+)
 
 
 def judge_board(bundle: Bundle) -> dict[str, Any]:
@@ -37,7 +46,8 @@ def judge_board(bundle: Bundle) -> dict[str, Any]:
         text = f"no {RESULT} yet: build, check and measure it on the board, see README.md"
         return {**entry, "goals": [asdict(Check("board", False, text))]}
     found = read_found(bundle.folder, manifest)["builds"]
-    checks = {build.id: list(_checks(bundle, build.id, found.get(build.id, {}))) for build in manifest.builds}
+    fp32 = _fastest_fp32_ms(manifest, found)
+    checks = {build.id: list(_checks(bundle, build.id, found.get(build.id, {}), fp32)) for build in manifest.builds}
     passing = {name: found[name] for name, said in checks.items() if all(check.passed for check in said)}
     winner = choose(manifest, passing)
     gate = "failed" if winner is None else "passed" if manifest.gate["real"] else NOT_JUDGED
@@ -45,7 +55,13 @@ def judge_board(bundle: Bundle) -> dict[str, Any]:
     return {**entry, "build": shown, "gate": gate, "goals": [asdict(check) for check in checks[shown]]}
 
 
-def _checks(bundle: Bundle, build_id: str, found: Mapping[str, Any]) -> Iterator[Check]:
+def _fastest_fp32_ms(manifest: Manifest, found: Mapping[str, Any]) -> float | None:
+    """p90 in ms; None where the board measured no fp32 build."""
+    measured = (found.get(build.id, {}).get("bench") for build in manifest.builds if build.precision == "fp32")
+    return min((float(bench["latency"]["p90_ms"]) for bench in measured if bench), default=None)
+
+
+def _checks(bundle: Bundle, build_id: str, found: Mapping[str, Any], fp32_p90_ms: float | None) -> Iterator[Check]:
     """Every goal for one build, as far as the board got with it."""
     for stage in ("build", "check", "bench"):
         if stage not in found:
@@ -63,6 +79,11 @@ def _checks(bundle: Bundle, build_id: str, found: Mapping[str, Any]) -> Iterator
     watched = bench["watch_problem"] or ", ".join(bench["throttled"]) or "no throttling seen"
     yield Check("board.measurement", bench["valid"], watched)
     yield from resource_checks(bench["latency"], found["build"]["size_bytes"] / 1e6, bench["peak_memory_mb"], goals)
+    if fp32_p90_ms is None:
+        yield from gain_checks(None, "no fp32 build was measured", goals)
+    else:
+        gain = fp32_p90_ms / bench["latency"]["p90_ms"]
+        yield from gain_checks(gain, f"{gain:.2f} x the speed of the fastest fp32 build at p90", goals)
 
 
 def _answers(bundle: Bundle, build_id: str, check: Mapping[str, Any], goals: Goals) -> Iterator[Limit]:

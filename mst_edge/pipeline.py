@@ -69,6 +69,8 @@ def run_recipe(recipe: Recipe, run: RunFolder, options: RunOptions, watcher: Wat
 
 def _run(recipe: Recipe, run: RunFolder, options: RunOptions, watcher: Watcher) -> dict[str, Any]:
     targets = [get_target(name) for name in recipe.targets]  # fail on a wrong name before training
+    for name in recipe.goals.targets:
+        get_target(name)
     require_runtimes(recipe.targets, recipe.measure.runtimes, "measure.runtimes")
     if options.until != "distill":
         for target in targets:

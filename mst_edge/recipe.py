@@ -171,14 +171,27 @@ class LatencySection(Section):
     p99_ms: Positive | None = None
 
 
+class TargetGoalsSection(Section):
+    """Goals of one target; what is null or false is as for all."""
+
+    accuracy: AccuracySection = AccuracySection()
+    latency: LatencySection = LatencySection()
+    max_size_mb: Positive | None = None
+    max_memory_mb: Positive | None = None
+    min_speedup: Positive | None = None
+    min_int8_speedup: float | None = Field(None, ge=0)
+
+
 class GoalsSection(Section):
-    """What the deployed build must reach."""
+    """What the deployed build must reach; ``targets`` says by name where one target is held to something else."""
 
     accuracy: AccuracySection = AccuracySection(max_relative_drop_percent=1.0)
     latency: LatencySection = LatencySection()
     max_size_mb: Positive | None = None
     max_memory_mb: Positive | None = None
+    min_speedup: Positive | None = None
     min_int8_speedup: float = Field(1.1, ge=0)
+    targets: dict[str, TargetGoalsSection] = {}
 
 
 class MeasureSection(Section):

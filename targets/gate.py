@@ -60,6 +60,7 @@ class Goals:
 
     Attributes:
         max_size_mb, max_memory_mb: of the model files, and of the process at its peak.
+        min_speedup: a build must be this many times as fast at p90 as the fastest fp32 build.
         min_int8_speedup: an integer build must be this many times as fast at p90 as the best float build, and faster
             beyond noise unless this is below 1.
     """
@@ -69,6 +70,7 @@ class Goals:
     latency: LatencyGoal = field(default_factory=LatencyGoal)
     max_size_mb: float | None = None
     max_memory_mb: float | None = None
+    min_speedup: float | None = None
     min_int8_speedup: float = 1.1
 
     @classmethod
@@ -217,7 +219,8 @@ def judge(candidates: Sequence[Candidate], goals: Goals) -> list[Verdict]:
     false, so that there is always something to look at. Where there are builds that a bundle can carry, it is one of
     them.
     """
-    checks = {c.build.id: tuple(_checks(c, goals)) for c in candidates}
+    fp32 = _fastest([c for c in candidates if c.build.precision == "fp32"])
+    checks = {c.build.id: (*_checks(c, goals), *_gain_checks(c, fp32, goals)) for c in candidates}
     eligible = [c for c in candidates if c.build.deployable] or list(candidates)
     passing = [c for c in eligible if all(check.passed for check in checks[c.build.id])]
     best_float = _fastest([c for c in passing if c.build.is_float])
@@ -303,6 +306,30 @@ def _checks(candidate: Candidate, goals: Goals) -> list[Check]:
     found = candidate.measurement
     latency = {name: getattr(found.latency, name) for name in asdict(goals.latency)}
     return checks + resource_checks(latency, found.size_bytes / 1e6, found.peak_memory_mb, goals, found.problems)
+
+
+def _gain_checks(candidate: Candidate, fp32: Candidate | None, goals: Goals) -> list[Check]:
+    if fp32 is None:
+        return gain_checks(None, "no fp32 build was measured", goals)
+    gain = _speedup(candidate, fp32)
+    problems = (*fp32.measurement.problems, *candidate.measurement.problems)
+    return gain_checks(gain.estimate, f"{_times(gain)} the speed of {fp32.build.id} at p90", goals, problems)
+
+
+def gain_checks(speedup: float | None, found: str, goals: Goals, problems: Iterable[str] = ()) -> list[Check]:
+    """The limit on how many times as fast as the fastest fp32 build something is, if there is one.
+
+    Args:
+        speedup: None where it is not known, which holds no limit.
+        found: the same in words.
+        problems: what makes the times worthless.
+    """
+    if goals.min_speedup is None:
+        return []
+    said = f"{found}, at least {goals.min_speedup:g} x"
+    invalid = [f"invalid, {problem}" for problem in dict.fromkeys(problems)]
+    passed = speedup is not None and speedup >= goals.min_speedup and not invalid
+    return [Check("min_speedup", passed, "; ".join((said, *invalid)))]
 
 
 def _parity_check(candidate: Candidate) -> Check:

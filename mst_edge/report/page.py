@@ -34,7 +34,7 @@ def write_report(run: RunFolder) -> Path:
     loader = jinja2.PackageLoader("mst_edge.report", "templates")
     environment = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined)
     environment.filters.update(
-        percent=lambda v, digits=1: f"{v:.{digits}%}", ms=lambda v: f"{v:.3f}", found=found_words
+        percent=lambda v, digits=1: f"{v:.{digits}%}", ms=lambda v: f"{v:.3f}", found=found_words, said=_said
     )
     page = environment.get_template("report.html.j2").render(
         result=result,
@@ -57,6 +57,16 @@ def write_report(run: RunFolder) -> Path:
     )
     write_text(run.report_file, page)
     return run.report_file
+
+
+def _said(section: Mapping[str, Any], place: str = "") -> str:
+    """What a recipe's section sets, by its keys; nothing of what is left null or false."""
+    words = [
+        _said(value, f"{place}{name}.") if isinstance(value, Mapping) else f"{place}{name} {value}"
+        for name, value in section.items()
+        if value not in (None, False)
+    ]
+    return ", ".join(filter(None, words))
 
 
 def _invalid(measured: Mapping[str, Any]) -> str:

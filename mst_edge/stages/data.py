@@ -191,13 +191,16 @@ def _require_teachers(recipe: Recipe, known: list[str]) -> None:
 def _require_fitting_goals(recipe: Recipe, dataset: Dataset) -> None:
     scoring = SCORINGS[dataset.task]
     wrong, right = ("max", "min") if scoring.higher_is_better else ("min", "max")
-    if getattr(recipe.goals.accuracy, wrong) is not None:
-        better = "higher" if scoring.higher_is_better else "lower"
-        raise UserError(
-            f"{scoring.label}, by which {dataset.task} is judged, is better when {better}",
-            where=f"goals.accuracy.{wrong}",
-            fix=f"give goals.accuracy.{right}",
-        )
+    said = {"goals": recipe.goals.accuracy}
+    said |= {f"goals.targets.{name}": own.accuracy for name, own in recipe.goals.targets.items()}
+    for where, accuracy in said.items():
+        if getattr(accuracy, wrong) is not None:
+            better = "higher" if scoring.higher_is_better else "lower"
+            raise UserError(
+                f"{scoring.label}, by which {dataset.task} is judged, is better when {better}",
+                where=f"{where}.accuracy.{wrong}",
+                fix=f"give {where}.accuracy.{right}",
+            )
 
 
 def save_evaluation(run: RunFolder, data: Data, modality: str, frontend: Frontend) -> None:

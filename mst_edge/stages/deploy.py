@@ -76,7 +76,7 @@ def run_deploy(
         inputs=run.evaluation / "inputs.npy",
         reference=load_predictions(run),
         truth=truth,
-        goals=goals_of(recipe),
+        goals=goals_of(recipe, target_name),
         protocol=protocol_of(recipe),
         threads=recipe.measure.threads,
         licence=data.dataset.licence,

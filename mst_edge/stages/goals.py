@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 from mst_edge.recipe import Recipe
 from targets import measure
-from targets.gate import AccuracyGoal, Goals, LatencyGoal
+from targets.gate import Goals
 from targets.measure import Protocol
 
 
-def goals_of(recipe: Recipe) -> Goals:
-    """The recipe's goals as the gate takes them."""
-    said = recipe.goals
-    return Goals(
-        accuracy=AccuracyGoal(**said.accuracy.model_dump()),
-        latency=LatencyGoal(**said.latency.model_dump()),
-        max_size_mb=said.max_size_mb,
-        max_memory_mb=said.max_memory_mb,
-        min_int8_speedup=said.min_int8_speedup,
-    )
+def goals_of(recipe: Recipe, target: str) -> Goals:
+    """The recipe's goals for a target, as the gate takes them."""
+    said = recipe.goals.model_dump(exclude={"targets"})
+    own = recipe.goals.targets.get(target)
+    return Goals.of({"drift": {}, **(said if own is None else _replaced(said, own.model_dump()))})
+
+
+def _replaced(said: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+    """``said`` with what ``own`` says: all but None and False."""
+    return {
+        name: _replaced(value, own[name])
+        if isinstance(value, Mapping)
+        else (value if own[name] is None or own[name] is False else own[name])
+        for name, value in said.items()
+    }
 
 
 def protocol_of(recipe: Recipe) -> Protocol:

@@ -60,9 +60,9 @@ def run_variants(
     )
     judged = choose(data.dataset, data.splits["val"], said.mixed.samples, recipe.seed)
     samples = _keep(run.variants / TUNING, data, student, judged)
-    judge = Judge(samples, goals_of(recipe), recipe.measure.threads)
 
     def search(target: str) -> Search:
+        judge = Judge(samples, goals_of(recipe, target), recipe.measure.threads)
         return search_for(material.source, judge, said.mixed, target, run.variants / SEARCH / target, say)
 
     made, skipped = make_variants(

@@ -6,8 +6,9 @@ import yaml
 from distill.datasets.library.av_digits import AvDigitsOptions
 from mst_edge.core.errors import UserError
 from mst_edge.recipe import Recipe, find_recipe, load_recipe, parse_options, require_same
-from mst_edge.stages.goals import protocol_of
+from mst_edge.stages.goals import goals_of, protocol_of
 from targets import measure
+from targets.gate import AccuracyGoal, Goals, LatencyGoal
 from tests.conftest import ROOT
 
 MINIMAL = {"name": "x", "dataset": {"name": "av_digits"}, "student": {"modality": "audio"}}
@@ -52,6 +53,7 @@ def test_a_resolved_recipe_loads_to_itself(tmp_path):
         ({"distill": {"optimizer": {"name": "lion"}}}, "distill.optimizer.name"),
         ({"goals": {"latency": {"p95_ms": 1}}}, "unknown key 'goals.latency.p95_ms'; did you mean 'p9"),
         ({"goals": {"latency": {"p90_ms": -1}}}, "goals.latency.p90_ms"),
+        ({"goals": {"targets": {"cpu": {"min_speed": 2}}}}, "unknown key 'goals.targets.cpu.min_speed'; did you mean"),
         ({"dataset": {}}, "dataset: give either name or path"),
         ({"dataset": {"name": "a", "path": "b"}}, "dataset: give either name or path"),
         ({"student": {}}, "key 'student.modality' is missing"),
@@ -90,6 +92,22 @@ def test_settings_override_keys(tmp_path):
 def test_wrong_settings_are_told(tmp_path, setting, says):
     with pytest.raises(UserError, match=says):
         load_recipe(_write(tmp_path, MINIMAL), [setting])
+
+
+def test_a_target_is_held_to_its_own_goals_and_else_to_those_of_all(tmp_path):
+    own = {"accuracy": {"min": 0.8}, "latency": {"p90_ms": 5}, "max_size_mb": 2, "min_int8_speedup": 0}
+    goals = {"accuracy": {"confident": True}, "latency": {"p50_ms": 1, "p90_ms": 2}, "min_speedup": 1.5}
+    recipe = load_recipe(_write(tmp_path, {**MINIMAL, "goals": {**goals, "targets": {"jetson-orin-nano": own}}}))
+    assert goals_of(recipe, "cpu") == Goals(
+        accuracy=AccuracyGoal(confident=True), latency=LatencyGoal(p50_ms=1, p90_ms=2), min_speedup=1.5
+    )
+    assert goals_of(recipe, "jetson-orin-nano") == Goals(
+        accuracy=AccuracyGoal(min=0.8, confident=True),
+        latency=LatencyGoal(p50_ms=1, p90_ms=5),
+        max_size_mb=2,
+        min_speedup=1.5,
+        min_int8_speedup=0,
+    )
 
 
 def test_data_paths_are_relative_to_the_recipe(tmp_path):

@@ -416,6 +416,7 @@ def test_bad_data_gives_one_line_and_nothing_half_written(tmp_path, what, says):
         ("distill={method: mgdfr, options: {teacher_layer: tail}}", "teacher_layer: unknown layer 'tail'"),
         ("teachers.multimodal={network: fusino}", "teachers.multimodal.network: unknown network 'fusino'"),
         ("targets=[gpu]", "unknown target 'gpu'"),
+        ("goals.targets={gpu: {max_size_mb: 1}}", "unknown target 'gpu'"),
         ("modalities={smell: {}}", "unknown modality 'smell'"),
         ("teachers.cross_modal={signal: {}}", "teachers.cross_modal: unknown modality"),
         ("dataset.path=nowhere", "no such folder"),

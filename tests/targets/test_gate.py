@@ -151,12 +151,31 @@ def test_when_nothing_passes_the_one_that_misses_least_is_chosen_and_marked():
         (Goals(latency=LatencyGoal(p99_ms=1.1)), "latency.p99_ms"),
         (Goals(max_size_mb=0.5), "max_size_mb"),
         (Goals(max_memory_mb=50), "max_memory_mb"),
+        (Goals(min_speedup=1.01), "min_speedup"),
     ],
 )
 def test_every_goal_can_fail_and_names_itself(goals, fails):
     (verdict,) = judge([candidate("ort-fp32", 1.0, drop=0.005)], goals)
     assert [check.goal for check in verdict.checks if not check.passed] == [fails]
     assert verdict.reason.startswith(fails)
+
+
+def test_a_gain_is_asked_for_over_the_fastest_fp32_build_measured():
+    builds = [
+        candidate("ort-fp32", 3.0),
+        candidate("ov-fp32", 2.0),
+        candidate("ov-bf16", 1.5),
+        candidate("ort-int8", 1),
+    ]
+    verdicts = {verdict.build_id: verdict for verdict in judge(builds, Goals(min_speedup=1.5))}
+    assert [name for name, verdict in verdicts.items() if verdict.passed] == ["ort-int8"]
+    assert verdicts["ov-bf16"].reason.startswith("min_speedup: 1.33 x")
+    assert verdicts["ov-bf16"].reason.endswith("the speed of ov-fp32 at p90, at least 1.5 x")
+
+
+def test_a_gain_over_nothing_measured_is_none():
+    (verdict,) = judge([candidate("ov-bf16", 1.0)], Goals(min_speedup=1.0))
+    assert verdict.reason == "min_speedup: no fp32 build was measured, at least 1 x"
 
 
 def test_the_point_estimate_decides_unless_confidence_is_asked_for():
@@ -178,6 +197,8 @@ def test_times_of_a_throttled_machine_meet_no_goal():
     assert judge([throttled], Goals())[0].passed
     (verdict,) = judge([throttled], goals)
     assert verdict.reason == f"latency.p90_ms: 1 ms, at most 5 ms; invalid, {problem}"
+    (verdict,) = judge([throttled], Goals(min_speedup=0.5))
+    assert verdict.reason.endswith(f"at least 0.5 x; invalid, {problem}")
 
 
 def test_a_build_that_computes_something_else_fails_parity():

@@ -135,10 +135,7 @@ def test_what_comes_home_is_judged_by_the_gate(packed, bundle, board, tmp_path):
 
 
 def test_a_board_is_held_to_every_goal_of_the_gate(packed, bundle, board):
-    goals = {"max_size_mb": 1e3, "max_memory_mb": 1.0}
-    manifest = json.loads((bundle / "manifest.json").read_text())
-    manifest["gate"]["goals"] |= goals | {"latency": {"p50_ms": 1e4, "p90_ms": None, "p99_ms": None}}
-    (bundle / "manifest.json").write_text(json.dumps(manifest))
+    held(bundle, max_size_mb=1e3, max_memory_mb=1.0, latency={"p50_ms": 1e4, "p90_ms": None, "p99_ms": None})
     for command in (["sh", "build.sh"], ["python3", "check.py"], BENCH):
         assert board.run(bundle, *command).code == 0
     judged = check(bundle)
@@ -156,12 +153,38 @@ def test_a_board_is_held_to_every_goal_of_the_gate(packed, bundle, board):
     }
 
 
+def held(bundle, **goals):
+    """Holds a bundle to other goals."""
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    manifest["gate"]["goals"] |= goals
+    (bundle / "manifest.json").write_text(json.dumps(manifest))
+
+
 def check(bundle):
     """``mst-edge check --json`` of one bundle: its exit code is the verdict."""
     done = CliRunner().invoke(app, ["check", str(bundle), "--json"])
     record = json.loads(done.output)
     assert done.exit_code == (0 if record["gate"] == "passed" else 1)
     return record["checks"][0]
+
+
+@pytest.mark.parametrize(("others_ms", "passed"), [(4.0, True), (6.0, False)])
+def test_a_board_is_held_to_the_gain_over_its_fastest_fp32_build(bundle, board, others_ms, passed):
+    held(bundle, min_speedup=2.0)
+    for command in (["sh", "build.sh"], ["python3", "check.py"], BENCH):
+        assert board.run(bundle, *command).code == 0
+    found = result(bundle)
+    for name, about in found["builds"].items():
+        about["bench"]["latency"]["p90_ms"] = 10.0 if "fp32" in name else others_ms
+    (bundle / "result.json").write_text(json.dumps(found))
+    judged = check(bundle)
+    assert judged["gate"] == ("passed" if passed else "failed")
+    if passed:
+        assert judged["goals"][-1] == {
+            "goal": "min_speedup",
+            "passed": True,
+            "text": "2.50 x the speed of the fastest fp32 build at p90, at least 2 x",
+        }
 
 
 def test_accuracy_is_that_of_the_labels_it_carries(bundle, board):
