@@ -31,11 +31,23 @@ NAME = "contest"
 _STUDENT = "student.json"
 
 
-class TorchEager(Runtime):
+class _Plain(Runtime):
+    """Runs the student's file as it is."""
+
+    supports: ClassVar = {"fp32": ()}
+
+    def _build(self, variant: Variant, precision: str, folder: Path) -> tuple[str, Mapping[str, Any]]:
+        shutil.copyfile(variant.model, folder / MODEL)
+        return MODEL, {}
+
+    def _close(self, handle: Any) -> None:
+        """Freed with the last reference."""
+
+
+class TorchEager(_Plain):
     """The student as it was trained, in inference mode."""
 
     name = "torch"
-    supports: ClassVar = {"fp32": ()}
 
     def _probe(self) -> Probe:
         import torch
@@ -61,9 +73,6 @@ class TorchEager(Runtime):
         with torch.inference_mode():
             return handle(torch.from_numpy(batch)).numpy()
 
-    def _close(self, handle: Any) -> None:
-        """Freed with the last reference."""
-
 
 class TorchCompile(TorchEager):
     """The same through ``torch.compile``."""
@@ -76,20 +85,15 @@ class TorchCompile(TorchEager):
         return torch.compile(super()._load(build))
 
 
-class DefaultOnnxRuntime(Runtime):
+class DefaultOnnxRuntime(_Plain):
     """``InferenceSession(model)``."""
 
     name = "onnxruntime-default"
-    supports: ClassVar = {"fp32": ()}
 
     def _probe(self) -> Probe:
         import onnxruntime
 
         return Probe(True, onnxruntime.__version__, ("fp32",))
-
-    def _build(self, variant: Variant, precision: str, folder: Path) -> tuple[str, Mapping[str, Any]]:
-        shutil.copyfile(variant.model, folder / MODEL)
-        return MODEL, {}
 
     def _load(self, build: Build) -> Any:
         import onnxruntime
@@ -103,24 +107,16 @@ class DefaultOnnxRuntime(Runtime):
         session, name = handle
         return session.run(None, {name: batch})[0]
 
-    def _close(self, handle: Any) -> None:
-        """Freed with the last reference."""
 
-
-class DefaultOpenVino(Runtime):
+class DefaultOpenVino(_Plain):
     """``compile_model(model, "CPU")``: the precision is what OpenVINO chooses, bf16 where the CPU has it."""
 
     name = "openvino-default"
-    supports: ClassVar = {"fp32": ()}
 
     def _probe(self) -> Probe:
         import openvino
 
         return Probe(True, openvino.__version__, ("fp32",))
-
-    def _build(self, variant: Variant, precision: str, folder: Path) -> tuple[str, Mapping[str, Any]]:
-        shutil.copyfile(variant.model, folder / MODEL)
-        return MODEL, {}
 
     def _load(self, build: Build) -> Any:
         import openvino
@@ -130,9 +126,6 @@ class DefaultOpenVino(Runtime):
 
     def _run(self, handle: Any, batch: NDArray[Any]) -> NDArray[np.float32]:
         return handle(batch)[0]
-
-    def _close(self, handle: Any) -> None:
-        """Freed with the last reference."""
 
 
 class Contest(Target):

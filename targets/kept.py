@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from mst_edge.core.cache import cache_root, entry_folder, look_up, make_room, new_entry
+from mst_edge.core.files import atomic_path
 from quantize.variant import Variant
 from targets.runtimes.base import Runtime
 from targets.spec import Build, load_build
@@ -27,16 +28,19 @@ class Kept:
         self._folder = entry_folder(cache_root(), KIND, self._depends_on)
 
     def take(self, folder: Path) -> Build | None:
-        """Copies the build to ``folder``; None where there is none."""
+        """Copies the build to ``folder``; None where there is none.
+
+        Raises:
+            UserError: the disk is full.
+        """
         if not look_up(self._folder, self._what, self._depends_on):
             return None
-        shutil.rmtree(folder, ignore_errors=True)
-        shutil.copytree(self._folder / _BUILD, folder)
-        kept = load_build(folder)
-        # Another run may call the same file by another name.
-        build = replace(kept, id=self._id, variant=self._variant.name, facts={**kept.facts, REUSED: True})
-        build.save()
-        return build
+        with atomic_path(folder) as temporary:
+            shutil.copytree(self._folder / _BUILD, temporary)
+            kept = load_build(temporary)
+            # Another run may call the same file by another name.
+            replace(kept, id=self._id, variant=self._variant.name, facts={**kept.facts, REUSED: True}).save()
+        return load_build(folder)
 
     def put(self, build: Build) -> None:
         """Keeps a build that ran. What is longest unused makes room; what is too large for that is not kept.

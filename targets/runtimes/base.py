@@ -122,7 +122,7 @@ class Runtime(ABC):
             "in_float": list(variant.in_float),
             "hardware": self.hardware(),
             # Not a version number that someone may forget to raise: the code itself.
-            "code": {file.name: sha256_file(file) for file in self._code()},
+            "code": {name: sha256_file(Path(str(sys.modules[name].__file__))) for name in sorted(self._code())},
         }
 
     def hardware(self) -> dict[str, Any]:
@@ -130,10 +130,9 @@ class Runtime(ABC):
         machine = this_machine()
         return {"arch": machine.arch, "cpu": machine.cpu, "isa": list(machine.isa)}
 
-    def _code(self) -> list[Path]:
-        """Files that the runtime is written in."""
-        modules = {cls.__module__ for cls in type(self).__mro__} - {"abc", "builtins"}
-        return sorted(Path(str(sys.modules[name].__file__)) for name in modules)
+    def _code(self) -> set[str]:
+        """Names of the modules that the runtime is written in."""
+        return {cls.__module__ for cls in type(self).__mro__} - {"abc", "builtins"}
 
     def build(self, variant: Variant, precision: str, threads: int, folder: Path) -> Build:
         """Compiles ``variant`` into ``folder``.

@@ -24,6 +24,9 @@ class EngineRuntime(Runtime):
     def device_ms(self, handle: Engine) -> float | None:
         return handle.device_ms
 
+    def _code(self) -> set[str]:
+        return super()._code() | {self.engine.__module__}
+
     def _load(self, build: Build) -> Engine:
         return self.engine(build.model_path, build.settings)
 

@@ -56,8 +56,8 @@ class TensorRt(GpuRuntime):
         told = flags(version_of(self._version()), _of_file(precision), tf32=precision != "fp32")
         return {**super().depends_on(variant, precision, threads), "flags": told}
 
-    def _code(self) -> list[Path]:
-        return sorted([*super()._code(), *(Path(str(module.__file__)) for module in (dialect, tensorrt_build))])
+    def _code(self) -> set[str]:
+        return super()._code() | {dialect.__name__, tensorrt_build.__name__}
 
     def unfit(self, variant: Variant) -> str:
         return unfit(onnx.load(variant.model))
