@@ -169,7 +169,7 @@ def _operations(student: Student, run: RunFolder) -> float:
 
 def _arithmetic(precision: str) -> str:
     """What most of a build's operations are done in."""
-    return "int8" if precision.startswith("int8") else "bf16" if precision == "bf16" else "fp32"
+    return "int8" if precision.startswith("int8") else "bf16" if precision.startswith("bf16") else "fp32"
 
 
 def lines(student: Result) -> Iterator[str]:

@@ -90,7 +90,7 @@ def _conditions(targets: Sequence[str]) -> Iterator[str]:
                 by_features.setdefault(features, []).append(precision)
         for features, precisions in by_features.items():
             has = f"where the {runtime.device} has {' or '.join(features)}"
-            yield f"On {target}, {name} runs {' and '.join(precisions)} {has}."
+            yield f"On {target}, {name} runs {', '.join(precisions)} {has}."
 
 
 if __name__ == "__main__":

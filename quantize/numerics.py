@@ -25,7 +25,16 @@ from quantize.variant import MODEL, Variant
 
 # SQNR below which a layer of a build no longer computes what it should: rounding of float32, 11 bits of mantissa,
 # 8 bits. int8 is held to torch with the same rounding, from which kernels differ by single steps of 256.
-LIMITS_DB = {"fp32": 60.0, "fp16": 35.0, "bf16": 15.0, "int8": 25.0, "int8-bf16": 15.0, "w8": 25.0, "w4": 5.0}
+LIMITS_DB = {
+    "fp32": 60.0,
+    "fp16": 35.0,
+    "bf16": 15.0,
+    "bf16-whole": 15.0,
+    "int8": 25.0,
+    "int8-bf16": 15.0,
+    "w8": 25.0,
+    "w4": 5.0,
+}
 _TWICE_DB = 6.0
 ROUNDED = "torch with the same rounding"
 

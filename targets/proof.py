@@ -134,6 +134,8 @@ def _variant(form: str, precision: str, folder: Path, runtime: Runtime) -> Varia
         InputSpec("sample", "vector", (inputs,), "float32"),
         OutputSpec("classification", tuple("abcd"[:outputs])),
         _OPSET,
+        # A front end that the model has not, so that what treats it otherwise is proved too.
+        float_nodes=("front end",),
         program=program,
     )
 

@@ -12,6 +12,7 @@ from mst_edge.core.files import read_json, write_json
 from quantize.variant import is_float
 
 BUILD_FILE = "build.json"
+WHOLE_BF16 = "bf16-whole"
 
 
 @dataclass(frozen=True)
@@ -45,8 +46,8 @@ class Build:
 
     Attributes:
         id: ``<runtime>-<label>``: the variant's name, or what it is run in where the runtime changes that.
-        precision: what the network's arithmetic is done in: fp32, fp16, bf16, int8, int8-bf16 (what is not int8 is
-            bf16); w8 or w4 where weights alone are integers.
+        precision: what the network's arithmetic is done in: fp32, fp16, bf16, int8, bf16-whole (also the front end,
+            which is fp32 elsewhere), int8-bf16 (what is not int8 is bf16); w8 or w4 where weights alone are integers.
         folder: holds the model file and ``build.json``.
         model: file name inside ``folder``.
         options: what the runtime is opened with, unless it was tuned for this machine.

@@ -30,18 +30,19 @@ from targets.examples import example_files
 from targets.gate import Candidate, Verdict, compare_accuracy, judge
 from targets.kept import REUSED
 from targets.pack import PackedBuild, pack
-from targets.spec import Build
+from targets.spec import WHOLE_BF16, Build
 from targets.target import gather, get_target
 from targets.tune import Tuning, tune, tuned
 
 # Largest difference of outputs from the torch student, as a share of the outputs' spread (standard
-# deviation): rounding of float32; 11 bits of mantissa in tf32 and fp16, 8 in bf16; 256 levels per tensor in int8; 255
-# or 15 levels per block of weights in w8 and w4.
+# deviation): rounding of float32; 11 bits of mantissa in tf32 and fp16, 8 in bf16, twice where a power spectrum has
+# them too; 256 levels per tensor in int8; 255 or 15 levels per block of weights in w8 and w4.
 PARITY_LIMITS = {
     "fp32": 1e-3,
     "tf32": 0.05,
     "fp16": 0.05,
     "bf16": 0.25,
+    WHOLE_BF16: 1.5,
     "int8": 1.5,
     "int8-bf16": 1.5,
     "w8": 0.25,

@@ -119,6 +119,7 @@ class Runtime(ABC):
             "model": sha256_file(variant.program_file if self.programs else variant.model),
             "input": asdict(variant.input),
             "float_nodes": list(variant.float_nodes),
+            "answer_nodes": list(variant.answer_nodes),
             "in_float": list(variant.in_float),
             "hardware": self.hardware(),
             # Not a version number that someone may forget to raise: the code itself.

@@ -1,4 +1,4 @@
-"""OpenVINO on the CPU: floats and integers, and bf16 where the CPU has it, with the front end kept in f32."""
+"""OpenVINO on the CPU: floats and integers, and bf16 where the CPU has it: all but the front end, or all of it."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from apps.runtime.engines import OpenVinoEngine
 from quantize.variant import Variant
 from targets.runtimes.base import thread_counts
 from targets.runtimes.engine import EngineRuntime
-from targets.spec import Probe
+from targets.spec import WHOLE_BF16, Probe
 
 _MODEL = "model.xml"
 _MOVING = {"Reshape", "Transpose"}
 # fp16 names the file; x86 computes it in f32.
-_HINTS = {"fp32": "f32", "fp16": "f32", "int8": "f32", "w8": "f32", "w4": "f32", "bf16": "bf16", "int8-bf16": "bf16"}
-_IN_BF16 = ("bf16", "int8-bf16")
+_HINTS = {"fp32": "f32", "fp16": "f32", "int8": "f32", "w8": "f32", "w4": "f32"}
+_IN_BF16 = ("bf16", WHOLE_BF16, "int8-bf16")
 _BF16 = ("bf16", "amx_bf16")
 
 
@@ -26,12 +26,17 @@ class OpenVino(EngineRuntime):
 
     name = "openvino"
     engine = OpenVinoEngine
-    supports: ClassVar = {precision: _BF16 if precision in _IN_BF16 else () for precision in _HINTS}
+    supports: ClassVar = {**dict.fromkeys(_HINTS, ()), **dict.fromkeys(_IN_BF16, _BF16)}
+    also: ClassVar = {"fp32": ("bf16", WHOLE_BF16), "int8": ("int8-bf16",)}
 
     def _probe(self) -> Probe:
         if not self.engine.installed():
             return Probe(False, reason="openvino is not installed (pip install 'mst-edge[openvino]')")
         return Probe(True, self._version(), self.supported_here())
+
+    def precisions(self, variant: Variant) -> tuple[str, ...]:
+        has_front_end = set(variant.float_nodes) > set(variant.answer_nodes)
+        return tuple(p for p in super().precisions(variant) if has_front_end or p != WHOLE_BF16)
 
     def knobs(self, cores: int, options: Mapping[str, Any]) -> Mapping[str, tuple[Any, ...]]:
         alone = {"threads": thread_counts(cores), "hint": ("LATENCY", "THROUGHPUT")}
@@ -43,11 +48,13 @@ class OpenVino(EngineRuntime):
 
         model = openvino.Core().read_model(variant.model)
         openvino.save_model(model, folder / _MODEL, compress_to_fp16=False)
-        options = {"precision": _HINTS[precision]}
-        if precision in _IN_BF16:
-            path = folder / _MODEL
-            path.write_text(keep_in_f32(path.read_text(encoding="utf-8"), variant.float_nodes), encoding="utf-8")
-            self._require_f32(path, options, variant.float_nodes)
+        if precision not in _IN_BF16:
+            return _MODEL, {"precision": _HINTS[precision]}
+        options, path = {"precision": "bf16"}, folder / _MODEL
+        # The scaling of regression's answers stays: its numbers may need more than eight bits.
+        exact = variant.answer_nodes if precision == WHOLE_BF16 else variant.float_nodes
+        path.write_text(keep_in_f32(path.read_text(encoding="utf-8"), exact), encoding="utf-8")
+        self._require_f32(path, options, exact)
         return _MODEL, options
 
     def _require_f32(self, model: Path, options: Mapping[str, Any], names: Collection[str]) -> None:
@@ -84,7 +91,7 @@ def _is_of(operator: Any, names: Collection[str]) -> bool:
 def keep_in_f32(ir: str, names: Collection[str]) -> str:
     """Marks the layers called ``names`` in an IR document as precise: OpenVINO then runs them in f32.
 
-    A log-mel front end in bf16 is off by 0.1; the network after it tolerates bf16 well.
+    A log-mel front end in bf16 is off by 0.1, which some networks mind; what comes after it tolerates bf16 well.
     """
 
     def mark(layer: re.Match[str]) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import onnx
 import pytest
 
@@ -9,7 +11,7 @@ from quantize.export import export_student
 from targets.runtimes import base as runtimes
 from targets.runtimes import openvino as openvino_runtime
 from targets.runtimes.openvino import keep_in_f32
-from targets.spec import Build
+from targets.spec import WHOLE_BF16, Build
 from targets.target import Skipped, get_target
 from tests.quantize.test_export_and_int8 import IMAGE, make_student, raw_samples
 from tests.quantizing import quantized
@@ -40,6 +42,22 @@ def test_bf16_is_offered_only_where_the_cpu_has_it(monkeypatch):
     for isa, offered in ((("avx2",), False), (("bf16",), True), (("amx_bf16",), True)):
         monkeypatch.setattr(runtimes, "this_machine", lambda isa=isa: Machine("", "x86_64", "", isa, 1, 1, ""))
         assert ("bf16" in get_target("cpu").runtime("openvino").probe().precisions) is offered
+
+
+def test_bf16_leaves_the_front_end_in_f32_and_whole_does_not(variants, tmp_path):
+    runtime = get_target("cpu").runtime("openvino")
+    student = next(variant for variant in variants[1] if variant.precision == "fp32")
+    if "bf16" not in runtime.precisions(student):
+        pytest.skip("this CPU has no bf16")
+    marked = {}
+    for precision in ("bf16", WHOLE_BF16):
+        build = runtime.build(student, precision, 1, tmp_path / precision)
+        assert build.options["precision"] == "bf16"
+        marked[precision] = build.model_path.read_text().count('name="precise"')
+    assert marked["bf16"] >= 1
+    assert marked[WHOLE_BF16] == 0
+    without = replace(student, float_nodes=())
+    assert runtime.precisions(without) == tuple(p for p in runtime.precisions(student) if p != WHOLE_BF16)
 
 
 def test_openvino_that_falls_back_from_bf16_is_an_error(variants, tmp_path, monkeypatch):
