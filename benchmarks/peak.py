@@ -60,7 +60,7 @@ def _by_openvino(model: bytes, threads: int, precision: str) -> Callable[[NDArra
     properties = {"INFERENCE_PRECISION_HINT": precision, "INFERENCE_NUM_THREADS": threads}
     core = openvino.Core()
     request = core.compile_model(core.read_model(model), "CPU", properties).create_infer_request()
-    return lambda maps: request.infer([maps], share_inputs=True)
+    return lambda maps: request.infer(maps, share_inputs=True)
 
 
 def _convolution(*, int8: bool = False) -> bytes:

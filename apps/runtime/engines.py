@@ -202,8 +202,10 @@ class OpenVinoEngine(Engine):
         self._request = compiled.create_infer_request()
 
     def run(self, batch: NDArray[Any]) -> NDArray[np.float32]:
-        # The output is copied: the next call overwrites OpenVINO's own buffer.
-        return self._request.infer([batch], share_inputs=True)[0]
+        # An array by itself: in a list it takes a path that costs some 40 us more. The answer is copied, for the next
+        # call overwrites OpenVINO's own buffer.
+        said: NDArray[np.float32] = self._request.infer(batch, share_inputs=True, share_outputs=True)[0].copy()
+        return said
 
     def close(self) -> None:
         del self._request, self.compiled
