@@ -21,7 +21,7 @@ from quantize.calibration import ABOUT
 from quantize.variant import Variant
 from targets.board import BoardTarget
 from targets.pack import PackedBuild, pack
-from targets.spec import Build
+from targets.spec import WHOLE_BF16, Build
 from targets.target import gather, get_target
 
 # What another device may differ from this one's outputs, as a share of the outputs' spread (standard deviation).
@@ -30,6 +30,7 @@ DEVICE_LIMITS = {
     "tf32": 0.05,
     "fp16": 0.05,
     "bf16": 0.25,
+    WHOLE_BF16: 0.25,
     "int8": 0.5,
     "int8-bf16": 0.5,
     "w8": 0.05,

@@ -15,7 +15,10 @@ import pytest
 from apps.runtime import BundleError
 from distill.datasets.spec import Kind, ModalitySpec
 from mst_edge.core.errors import UserError
+from mst_edge.stages.board import DEVICE_LIMITS
+from mst_edge.stages.deploy import PARITY_LIMITS
 from quantize.export import export_student, with_program
+from quantize.numerics import LIMITS_DB
 from quantize.schemes.base import SCHEMES as BY_NAME
 from targets.board import BoardTarget
 from targets.measure import Worker
@@ -111,6 +114,12 @@ def test_a_target_says_what_it_is_and_what_works_here():
             # What works has a version and precisions; what does not says why, and in brackets what mends it.
             assert bool(probe.version) == bool(probe.precisions) == probe.available == (not probe.reason)
             assert probe.available or probe.reason.endswith(")")
+
+
+@pytest.mark.parametrize("limits", [PARITY_LIMITS, DEVICE_LIMITS, LIMITS_DB], ids=["parity", "device", "layers"])
+def test_whatever_precision_a_runtime_has_is_held_to_limits(limits):
+    has = {precision for target, name in RUNTIMES for precision in type(get_target(target).runtime(name)).supports}
+    assert has <= limits.keys()
 
 
 def test_unknown_targets_and_runtimes_list_the_known():
