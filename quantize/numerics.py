@@ -27,6 +27,7 @@ from quantize.variant import MODEL, Variant
 # 8 bits. int8 is held to torch with the same rounding, from which kernels differ by single steps of 256.
 LIMITS_DB = {
     "fp32": 60.0,
+    "tf32": 35.0,
     "fp16": 35.0,
     "bf16": 15.0,
     "bf16-whole": 15.0,
