@@ -5,13 +5,10 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import shutil
 import sys
-import tempfile
 import time
-import zipfile
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,9 +20,9 @@ from .errors import BundleError
 from .inputs import Sample, encode_text, read_sample
 from .machine import settings_here
 from .manifest import MANIFEST, BuildEntry, Manifest, inside, read_manifest
-from .tokenizer import Tokenizer, read_tokenizer
 
-_MAX_UNPACKED_BYTES = 4 << 30
+if TYPE_CHECKING:
+    from .tokenizer import Tokenizer
 
 
 class Bundle:
@@ -52,7 +49,11 @@ class Bundle:
         if not path.exists():
             raise BundleError("no such bundle", where=path)
         with contextlib.ExitStack() as stack:
-            folder = _unpack(path, stack) if path.is_file() else path
+            folder = path
+            if path.is_file():
+                from .archive import unpack  # here, as below: a start-up takes what it needs
+
+                folder = unpack(path, stack)
             manifest = read_manifest(folder)
             _verify(folder, manifest)
             bundle = cls(folder, manifest)
@@ -105,6 +106,8 @@ class Bundle:
     def tokenizer(self) -> Tokenizer | None:
         """What makes token ids of a text; None where the student reads something else."""
         if self._tokenizer is None and self.manifest.input.tokenizer is not None:
+            from .tokenizer import read_tokenizer
+
             self._tokenizer = read_tokenizer(inside(self.folder, self.manifest.input.tokenizer))
         return self._tokenizer
 
@@ -259,25 +262,6 @@ def _sha256(path: Path) -> str:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
-
-
-def _unpack(path: Path, stack: contextlib.ExitStack) -> Path:
-    """Unpacks a zip into a temporary folder that lives as long as ``stack``."""
-    folder = Path(tempfile.mkdtemp(prefix="mst-edge-bundle-"))
-    stack.callback(shutil.rmtree, folder, ignore_errors=True)
-    try:
-        with zipfile.ZipFile(path) as archive:
-            members = [member for member in archive.infolist() if not member.is_dir()]
-            if sum(member.file_size for member in members) > _MAX_UNPACKED_BYTES:
-                raise BundleError("unpacks to more than 4 GB", where=path)
-            for member in members:
-                out = inside(folder, member.filename)
-                out.parent.mkdir(parents=True, exist_ok=True)
-                with archive.open(member) as source, out.open("wb") as file:
-                    shutil.copyfileobj(source, file)
-    except (zipfile.BadZipFile, OSError, NotImplementedError, RuntimeError) as error:
-        raise BundleError(f"not a whole zip archive ({error})", where=path) from None
-    return folder
 
 
 def warn(notes: list[str]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +13,9 @@ from .audio import SILENCE_DBFS, fit_length, read_audio, resample
 from .errors import BundleError
 from .images import read_image
 from .manifest import InputSpec
-from .tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from .tokenizer import Tokenizer
 
 _MAX_TEXT_BYTES = 16 << 20
 

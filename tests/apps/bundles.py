@@ -1,0 +1,112 @@
+"""Bundles of linear models, packed as a run packs them: one that hears, and one that reads and is right."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+from onnx import TensorProto, helper, numpy_helper
+
+from apps.runtime.tokenizer import Tokenizer
+from distill.tokens import learn_merges
+from mst_edge.core.scoring import OutputSpec
+from quantize.variant import InputSpec
+from targets.pack import PackedBuild, pack
+from targets.spec import Build
+
+
+def text_bundle(folder: Path, texts: list[str], classes: list[str], *, vocabulary: int = 400, tokens: int = 24) -> Path:
+    """A bundle of ``bayes``, trained on ``texts``."""
+    tokenizer = Tokenizer(learn_merges(texts, vocabulary, lower_case=True), tokens, True)
+    table, bias, names = bayes(tokenizer, texts, classes)
+    (folder / "made").mkdir(parents=True)
+    (folder / "made" / "tokenizer.json").write_text(tokenizer.to_json(), encoding="utf-8")
+    nodes = [
+        helper.make_node("Gather", ["table", "text"], ["rows"]),
+        helper.make_node("ReduceSum", ["rows", "axes"], ["sums"], keepdims=0),
+        helper.make_node("Add", ["sums", "bias"], ["logits"]),
+    ]
+    model = _model(nodes, ("text", [tokens], TensorProto.INT32), len(names), table=table, bias=bias, axes=np.array([1]))
+    spec = InputSpec("text", "text", (tokens,), "int32")
+    few = tokenizer.encode_all(texts[:8])
+    return _packed(folder, model, spec, few, names, {"one.txt": texts[0].encode()})
+
+
+def bayes(tokenizer: Tokenizer, texts: list[str], classes: list[str]) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
+    """Naive Bayes on counts of tokens: ``(vocabulary, classes)`` log likelihoods, ``(classes,)`` log shares, names.
+
+    Padding says nothing.
+    """
+    names = tuple(sorted(set(classes)))
+    counts = np.ones((tokenizer.vocabulary, len(names)))
+    for ids, name in zip(tokenizer.encode_all(texts), classes, strict=True):
+        np.add.at(counts[:, names.index(name)], ids[ids > 0], 1)
+    table = np.log(counts / counts.sum(axis=0))
+    table -= table.mean(axis=1, keepdims=True)
+    table[0] = 0
+    bias = np.log([classes.count(name) / len(classes) for name in names])
+    return table.astype(np.float32), bias.astype(np.float32), names
+
+
+def sound_bundle(folder: Path, names: tuple[str, ...] = tuple("0123456789"), rate_hz: int = 8000) -> Path:
+    """A bundle of a linear model of one second of sound: it hears, and is right by chance alone."""
+    rng = np.random.default_rng(0)
+    weights = rng.normal(0, 0.1, (rate_hz, len(names))).astype(np.float32)
+    model = _model(
+        [helper.make_node("MatMul", ["sound", "w"], ["logits"])],
+        ("sound", [rate_hz], TensorProto.FLOAT),
+        len(names),
+        w=weights,
+    )
+    spec = InputSpec("sound", "audio", (rate_hz,), "float32", rate_hz)
+    return _packed(folder, model, spec, rng.normal(0, 0.1, (8, rate_hz)).astype(np.float32), names)
+
+
+def _model(
+    nodes: list[onnx.NodeProto], given: tuple[str, list[int], int], outputs: int, **tensors: np.ndarray
+) -> onnx.ModelProto:
+    name, shape, kind = given
+    graph = helper.make_graph(
+        nodes,
+        "linear",
+        [helper.make_tensor_value_info(name, kind, ["batch", *shape])],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", outputs])],
+        [numpy_helper.from_array(array, key) for key, array in tensors.items()],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
+
+
+def _packed(
+    folder: Path,
+    model: onnx.ModelProto,
+    spec: InputSpec,
+    inputs: np.ndarray,
+    names: tuple[str, ...],
+    examples: dict[str, bytes] | None = None,
+) -> Path:
+    made = folder / "made"
+    made.mkdir(parents=True, exist_ok=True)
+    onnx.save(model, made / "model.onnx")
+    (made / "build.json").write_text("{}")
+    session = onnxruntime.InferenceSession(str(made / "model.onnx"), providers=["CPUExecutionProvider"])
+    outputs = session.run(None, {spec.name: inputs})[0]
+    build = Build("onnxruntime-fp32", "cpu", "onnxruntime", "fp32", "fp32", made, "model.onnx", {"threads": 1})
+    pack(
+        folder / "cpu",
+        name="linear",
+        target="cpu",
+        output=OutputSpec("classification", names),
+        input_spec=spec,
+        reference_inputs=inputs,
+        fp32_outputs=outputs,
+        builds=[PackedBuild(build, outputs, 1e-3, {})],
+        gate={"verdict": "passed", "goals": {}, "checks": []},
+        provenance={"seed": 0},
+        licence="CC0",
+        readme="linear\n",
+        examples=examples or {},
+        tokenizer=made / "tokenizer.json" if spec.kind == "text" else None,
+    )
+    return folder / "cpu"
