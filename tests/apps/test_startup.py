@@ -114,7 +114,7 @@ def test_the_runtime_imports_numpy_and_nothing_else():
     assert not {"zipfile", "tempfile", "unicodedata", "asyncio", "multiprocessing"} & found
 
 
-@pytest.mark.parametrize("app", ["predict"])
+@pytest.mark.parametrize("app", ["predict", "triage"])
 def test_an_app_imports_the_inference_runtime_beside(app, reader):
     text = ["--text", "smoke and flames over Solano"]
     found = _imported(f"from apps.{app} import main; assert main({[str(reader), *text]!r}) == 0")

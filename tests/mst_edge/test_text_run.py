@@ -20,7 +20,7 @@ from mst_edge.recipe import load_recipe
 from mst_edge.stages.data import prepare
 from mst_edge.stages.distill import make_lab, make_method
 from tests.conftest import mst_edge, write_arrays, write_small_recipe
-from tests.texts import write_text_arrays, write_text_table
+from tests.texts import make_texts, write_text_arrays, write_text_table
 
 LOOSE = (
     "--set",
@@ -116,6 +116,20 @@ def test_the_bundle_needs_neither_torch_nor_us(bundle, tmp_path):
     assert done.returncode == 0, done.stderr
     assert "self-test passed" in done.stdout
     assert json.loads(done.stdout.splitlines()[-1])["label"] == "fire"
+
+
+def test_triage_says_what_the_offline_evaluation_said(run, bundle):
+    """Of the test split, out of the table that the run was made from."""
+    test = np.load(run / "evaluation" / "inputs.npy")
+    ids = read_tokenizer(bundle / "tokenizer.json").encode_all(make_texts()[0])
+    done = mst_edge("app", "triage", bundle, run.parent / "warnings.csv", "--json")
+    assert done.code == 0, done.err
+    said = [json.loads(line) for line in done.out.splitlines()]
+    labels = json.loads((bundle / "manifest.json").read_text())["labels"]
+    offline = [labels[k] for k in np.load(run / "evaluation" / "student_logits.npy").argmax(axis=1)]
+    rows = [int(np.flatnonzero((ids == sample).all(axis=1))[0]) for sample in test]
+    assert len(rows) > 40
+    assert [said[row]["category"] for row in rows] == offline
 
 
 def test_odd_texts_are_labelled_and_remarked_on(bundle, tmp_path):
