@@ -31,7 +31,7 @@ lint: install
 
 types: install
 	$(BIN)/mypy
-	$(BIN)/mypy --python-version 3.10 --package apps.runtime  # what a bundle carries runs on older boards
+	$(BIN)/mypy --python-version 3.10 --package apps  # what a bundle carries runs on older boards
 
 test: lint types
 	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile

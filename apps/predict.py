@@ -29,7 +29,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--json", action="store_true", help="one JSON object per line")
     parser.add_argument("--runtime", help="inference runtime instead of the preferred one")
     parser.add_argument("--maps", type=Path, metavar="DIR", help="write label maps there as png (segmentation)")
-    chosen = parser.parse_args(arguments)
+    chosen = parser.parse_intermixed_args(arguments)
     return predict_files(
         chosen.bundle,
         chosen.files,

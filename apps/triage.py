@@ -129,7 +129,7 @@ class Folder:
 
 def main(arguments: list[str]) -> int:
     """``mst-edge app triage BUNDLE FILE...``; returns the exit code, 2 where a file could not be read."""
-    chosen = _parser().parse_args(arguments)
+    chosen = _parser().parse_intermixed_args(arguments)
     if chosen.batch < 1:
         raise BundleError(f"{chosen.batch} texts at once are none", where="--batch", fix="give 1 or more")
     with ExitStack() as stack:

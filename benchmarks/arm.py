@@ -53,8 +53,8 @@ from pathlib import Path
 bundle, work = map(Path, sys.argv[1:])
 sys.path.insert(0, str(bundle))
 import numpy as np
-from runtime.bundle import Bundle
-from runtime.engines import OnnxRuntimeEngine
+from apps.runtime.bundle import Bundle
+from apps.runtime.engines import OnnxRuntimeEngine
 inputs = np.load(work / "inputs.npy", allow_pickle=False)
 for build in json.loads((work / "builds.json").read_text(encoding="utf-8")):
     engine = OnnxRuntimeEngine(Path(build["model"]), build["options"])

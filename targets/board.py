@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from quantize.variant import Variant
+from targets.service import Needs
 from targets.spec import Build
 from targets.target import Skipped, Target
 
@@ -19,12 +20,14 @@ class BoardTarget(Target):
         steps: what is done there, in order: a name, and a Python script of the bundle with its arguments, which leaves
             alone what it did before. It ends with exit code 1 where a model failed, with another where it could not go
             on.
+        needs: what inference takes there, for the service of a bundle's app.
         finds: paths in the bundle, beside ``result.json`` and ``outputs/``, of what steps leave for each build.
     """
 
     runtime_classes: ClassVar = {}
     steps: ClassVar[Mapping[str, tuple[str, ...]]] = {}
     finds: ClassVar[tuple[str, ...]] = ()
+    needs: ClassVar[Needs] = Needs()
 
     @abstractmethod
     def prepare(self, variants: list[Variant], folder: Path) -> Iterator[Build | Skipped]:

@@ -17,6 +17,7 @@ from quantize.variant import MODEL, Variant
 from targets.board import BoardTarget
 from targets.dla import forecast
 from targets.pack import script
+from targets.service import Needs
 from targets.spec import Build, TargetSpec, load_build
 from targets.target import Skipped
 from targets.tensorrt_file import take, unfit
@@ -49,6 +50,12 @@ class JetsonTarget(BoardTarget):
         "bench": ("bench.py", "--resume"),
     }
     finds: ClassVar = ("models/{build}/build.log",)
+    # /dev/nvmap is root:video, 0440 (NVIDIA/nvidia-container-toolkit#1631); CUDA takes render nodes, too.
+    needs: ClassVar = Needs(
+        memory_mb=2048,
+        devices=("/dev/nvmap", "/dev/nvsciipc", "char-drm", "char-host1x*", "char-nv*"),
+        groups=("render", "video"),
+    )
 
     def prepare(self, variants: list[Variant], folder: Path) -> Iterator[Build | Skipped]:
         for variant in variants:
@@ -62,7 +69,7 @@ class JetsonTarget(BoardTarget):
 
     def carried(self) -> Mapping[str, Path | str]:
         tools = {
-            f"runtime/board/{entry.name}": Path(str(entry))
+            f"apps/runtime/board/{entry.name}": Path(str(entry))
             for entry in resources.files("apps.runtime.board").iterdir()
             if entry.name.endswith(".py")
         }

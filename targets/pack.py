@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import zipfile
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib import resources
 from pathlib import Path
 from types import MappingProxyType
@@ -19,6 +19,8 @@ from apps.runtime.tokenizer import TOKENIZER
 from mst_edge.core.files import atomic_path, sha256_file, write_json, write_text
 from mst_edge.core.scoring import OutputSpec
 from quantize.variant import InputSpec
+from targets.carried import app_files, app_of
+from targets.service import Needs, service_files
 from targets.spec import Build
 
 _SCRIPT = '''\
@@ -31,9 +33,9 @@ folder = Path(__file__).resolve().parent
 sys.path.insert(0, str(folder))
 sys.dont_write_bytecode = True  # a bundle may lie where nothing can be written
 
-from runtime.%(module)s import main  # noqa: E402
+from apps.runtime.%(module)s import main  # noqa: E402
 
-sys.exit(main(folder))
+sys.exit(main(%(arguments)s))
 '''
 _EPOCH = (1980, 1, 1, 0, 0, 0)  # zip's first date: equal content gives equal archives
 
@@ -71,6 +73,7 @@ def pack(
     examples: Mapping[str, bytes] = MappingProxyType({}),
     tokenizer: Path | None = None,
     more: Mapping[str, Path | str] = MappingProxyType({}),
+    needs: Needs | None = None,
 ) -> Path:
     """Writes the bundle ``folder`` and ``folder.zip``; the first of ``builds`` is the chosen one.
 
@@ -79,13 +82,14 @@ def pack(
         examples: files by name that anyone can try the bundle on.
         tokenizer: file that makes token ids of a text, for a model that takes them.
         more: further files: path in the bundle to a file, or to its text.
+        needs: what inference takes on the device, for the service; by what was measured where nothing is said.
 
     Returns:
         The zip's path.
     """
     with atomic_path(folder) as temporary:
         temporary.mkdir()
-        _copy_runtime(temporary / "runtime")
+        _copy_runtime(temporary / "apps" / "runtime")
         write_text(temporary / "run.py", script("main", "Answers for files, with the model here", "run.py FILE..."))
         write_text(temporary / "README.md", readme)
         (temporary / "reference").mkdir()
@@ -96,7 +100,10 @@ def pack(
         for example, content in examples.items():
             (temporary / "examples").mkdir(exist_ok=True)
             (temporary / "examples" / example).write_bytes(content)
-        for path, source in more.items():
+        app = app_of(output, input_spec)
+        start = script("start", f"The app {app.name}", "app.py", f'folder, "{app.name}"')
+        served = service_files(name, app, needs or _measured(builds))
+        for path, source in {**app_files(app), "app.py": start, **served, **more}.items():
             _put(temporary / path, source)
         entries = [_copy_build(temporary, packed) for packed in builds]
         files = sorted(path for path in temporary.rglob("*") if path.is_file())
@@ -125,9 +132,17 @@ def pack(
     return archive
 
 
-def script(module: str, does: str, name: str = "") -> str:
-    """A program at the root of a bundle, which runs ``main`` of a module of what the bundle carries along."""
-    return _SCRIPT % {"module": module, "does": does, "name": name or f"{module.rpartition('.')[2]}.py"}
+def script(module: str, does: str, name: str = "", arguments: str = "folder") -> str:
+    """A program at the root of a bundle, which runs ``main`` of a module of ``apps.runtime`` that lies there."""
+    name = name or f"{module.rpartition('.')[2]}.py"
+    return _SCRIPT % {"module": module, "does": does, "name": name, "arguments": arguments}
+
+
+def _measured(builds: Sequence[PackedBuild]) -> Needs:
+    """Four times the memory that the hungriest build took where it was packed."""
+    least = Needs()
+    peak = max(float(packed.expected.get("peak_memory_mb", 0)) for packed in builds)
+    return replace(least, memory_mb=max(least.memory_mb, round(4 * peak)))
 
 
 def _put(path: Path, content: Path | str) -> None:
@@ -161,7 +176,7 @@ def _copy_build(root: Path, packed: PackedBuild) -> dict[str, Any]:
 
 def _copy_runtime(place: Path) -> None:
     """The bundle's own copy of ``apps.runtime``: the device needs nothing of mst-edge."""
-    place.mkdir()
+    place.mkdir(parents=True)
     for entry in resources.files("apps.runtime").iterdir():
         if entry.name.endswith(".py"):
             (place / entry.name).write_bytes(entry.read_bytes())

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .answers import Answer, Prediction, answer_of
-from .drift import Drift, drift
+from .drift import Drift, drift, further
 from .engines import ENGINES, Engine, requirement_of
 from .errors import BundleError
 from .inputs import Sample, encode_text, read_sample
@@ -23,6 +23,8 @@ from .manifest import MANIFEST, BuildEntry, Manifest, inside, read_manifest
 
 if TYPE_CHECKING:
     from .tokenizer import Tokenizer
+
+_BUILD_FOR_IT = "the runtime or CPU differs from where it was packed: build the bundle for this machine"
 
 
 class Bundle:
@@ -182,7 +184,7 @@ class Bundle:
                 f"{self.build.id} is off by {difference:.3g} on the reference inputs, "
                 f"allowed {self.build.tolerance:.3g}",
                 where=self.folder,
-                fix="the runtime or CPU differs from where it was packed: build the bundle for this machine",
+                fix=_BUILD_FOR_IT,
             )
         return difference
 
@@ -192,6 +194,21 @@ class Bundle:
         return drift(
             self._reference_run(), self._array(self.manifest.fp32_outputs), self.manifest.labels, numbers=numbers
         )
+
+    def prove(self) -> tuple[float, Drift]:
+        """``self_test`` and ``drift``: that this device may serve.
+
+        Raises:
+            BundleError: outputs are beyond the tolerance, or answers further from the fp32 model's than they were where
+                the bundle was packed.
+        """
+        difference, here = self.self_test(), self.drift()
+        numbers = self.manifest.task == "regression"
+        fp32, packed = self._array(self.manifest.fp32_outputs), self._array(self.build.reference_outputs)
+        beyond = further(here, drift(packed, fp32, self.manifest.labels, numbers=numbers))
+        if beyond:
+            raise BundleError(f"{self.build.id} drifts: {beyond}", where=self.folder, fix=_BUILD_FOR_IT)
+        return difference, here
 
     def _reference_run(self) -> NDArray[np.float32]:
         inputs = self._array(self.manifest.reference_inputs)

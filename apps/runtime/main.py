@@ -36,9 +36,9 @@ def main(folder: Path, arguments: list[str] | None = None) -> int:
             bundle.load(chosen.runtime)
             warn(bundle.notes)
             if chosen.self_test:
-                difference = bundle.self_test()
+                difference, drift = bundle.prove()
                 print(f"self-test passed: {bundle.build.id}, largest difference {difference:.3g}")
-                print(bundle.drift().text())
+                print(drift.text())
             for _, samples in sources(bundle, chosen.files, chosen.text, by_line=chosen.lines):
                 for name, sample in samples():
                     _answer(bundle, name, sample, chosen.maps, as_json=chosen.json)

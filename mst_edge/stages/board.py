@@ -20,7 +20,9 @@ from mst_edge.stages.subject import NOT_JUDGED, DeployWatcher, Subject, variants
 from quantize.calibration import ABOUT
 from quantize.variant import Variant
 from targets.board import BoardTarget
+from targets.carried import app_of
 from targets.pack import PackedBuild, pack
+from targets.service import guide
 from targets.spec import WHOLE_BF16, Build
 from targets.target import gather, get_target
 
@@ -89,6 +91,7 @@ def pack_for_board(subject: Subject, target: BoardTarget, watcher: DeployWatcher
         readme=_readme(subject, target, record),
         examples=subject.examples,
         tokenizer=subject.tokenizer,
+        needs=target.needs,
         more={
             **target.carried(),
             **evaluation,
@@ -195,6 +198,10 @@ def _readme(subject: Subject, target: BoardTarget, record: Mapping[str, Any]) ->
 Gate: **{record["gate"]}**: nothing here was built or measured yet, that takes the device.
 
 {target.guide()}
+Then, on the board:
+
+{guide(subject.name, app_of(subject.output, subject.variants[0].input)).replace("python ", "python3 ")}
+
 The models:
 
 {models}

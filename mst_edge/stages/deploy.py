@@ -26,10 +26,12 @@ from quantize.schemes.base import Material
 from quantize.variant import Variant
 from targets import measure
 from targets.board import BoardTarget
+from targets.carried import app_of
 from targets.examples import example_files
 from targets.gate import Candidate, Verdict, compare_accuracy, judge
 from targets.kept import REUSED
 from targets.pack import PackedBuild, pack
+from targets.service import guide
 from targets.spec import WHOLE_BF16, Build
 from targets.target import gather, get_target
 from targets.tune import Tuning, tune, tuned
@@ -298,6 +300,7 @@ Reads one `{subject.variants[0].input.name}` sample, {_answers(subject.output)}
     pip install numpy {requirement_of(chosen["runtime"])}
     python run.py examples/*     # answers for files of this kind; these are {subject.readme}
     python run.py --self-test    # does this machine compute what it should?
+{guide(subject.name, app_of(subject.output, subject.variants[0].input))}
 
 Gate: **{record["gate"]}**. Build `{chosen["id"]}`: {_how_right(chosen)} on
 {samples} {subject.readme}; latency p50 {latency["p50_ms"]:.3f} ms, p90 {latency["p90_ms"]:.3f} ms,

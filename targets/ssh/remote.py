@@ -17,7 +17,7 @@ from mst_edge.core.files import atomic_path, sha256_file
 from targets.ssh.address import Address
 from targets.ssh.link import Link
 
-COURIER = "runtime/board/courier.py"
+COURIER = "apps/runtime/board/courier.py"
 _LOGS = "logs"
 _MOST_RESULT, _MOST_LOG = 4 << 20, 1 << 20
 _NPY_HEADER = 256  # bytes that an outputs file may be longer than the reference's

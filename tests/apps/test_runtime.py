@@ -54,7 +54,7 @@ def test_a_device_that_computes_something_else_fails_the_self_test(bundle_folder
             bundle.self_test()
 
 
-@pytest.mark.parametrize("file", ["run.py", "README.md", "reference/inputs.npy", "runtime/engines.py"])
+@pytest.mark.parametrize("file", ["run.py", "README.md", "reference/inputs.npy", "apps/runtime/engines.py"])
 def test_a_changed_file_is_refused_by_name(bundle_folder, file):
     with (bundle_folder / file).open("ab") as changed:
         changed.write(b" ")
@@ -224,7 +224,7 @@ def test_prediction_never_imports_torch(bundle_folder, tmp_path):
 
 def test_the_runtime_is_written_in_python_3_10(bundle_folder):
     """Its grammar; `make types` checks the names that it uses against the standard library of 3.10."""
-    files = list((bundle_folder / "runtime").glob("*.py"))
+    files = list((bundle_folder / "apps" / "runtime").glob("*.py"))
     assert len(files) > 5
     for file in files:
         ast.parse(file.read_text(encoding="utf-8"), str(file), feature_version=(3, 10))

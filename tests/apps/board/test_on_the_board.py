@@ -104,6 +104,21 @@ def test_from_a_fresh_board_to_numbers(bundle, board):
     assert {json.loads(line)["build"] for line in answered.out.splitlines()} == {found["chosen"]}
 
 
+def test_its_app_starts_with_a_good_build_alone(bundle, board):
+    answers = ("python3", "app.py", "--json", *sorted(map(str, (bundle / "examples").iterdir())))
+    unbuilt = board.run(bundle, *answers)
+    assert (unbuilt.code, unbuilt.out) == (78, "")
+    assert "refused to start predict: " in unbuilt.err
+    assert "build.sh" in unbuilt.err
+    board.run(bundle, "sh", "build.sh")
+    started = board.run(bundle, *answers)
+    assert started.code == 0, started.err
+    assert all(json.loads(line)["label"] for line in started.out.splitlines())
+    wrong = board.run(bundle, *answers, FAKE_ERROR="100")
+    assert (wrong.code, wrong.out) == (78, "")
+    assert "is off by 100" in wrong.err
+
+
 def test_what_comes_home_is_judged_by_the_gate(packed, bundle, board, tmp_path):
     home = shutil.copytree(packed / "bundles" / "jetson-orin-nano", tmp_path / "home")
     waiting = check(home)
