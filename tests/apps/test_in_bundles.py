@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -247,6 +248,23 @@ def test_a_unit_opens_what_its_app_and_its_chip_need():
     assert "service" not in guide("x", carried._PREDICT)
     assert unit_name("../; rm -rf /\n") == "mst-edge-rm-rf"
     assert unit_name("東京") == "mst-edge-bundle"
+
+
+def test_what_the_unit_starts_reads_lines_from_its_pipe(reader, tmp_path):
+    """Its own command, with standard input as systemd opens a pipe: for reading and writing, so it never ends."""
+    unit = (reader / "service" / "mst-edge-linear.service").read_text()
+    (command,) = re.findall(r"^ExecStart=(.*)$", unit, re.MULTILINE)
+    (given,) = re.findall(r'^Environment="APP_ARGUMENTS=(.*)"$', unit, re.MULTILINE)
+    words = command.replace("$APP_ARGUMENTS", given).replace("/opt/mst-edge/mst-edge-linear", str(reader)).split()
+    assert words[0] == "/usr/bin/python3"
+    os.mkfifo(tmp_path / "pipe")
+    pipe = os.open(tmp_path / "pipe", os.O_RDWR)
+    with subprocess.Popen([sys.executable, *words[1:]], stdin=pipe, stdout=subprocess.PIPE, cwd=reader) as process:
+        for text, category in (("smoke and flames over Solano", "fire"), ("the river flooded Köln", "flood")):
+            os.write(pipe, f"{text}\n".encode())
+            assert json.loads(process.stdout.readline())["category"] == category
+        process.terminate()
+    os.close(pipe)
 
 
 def _install(bundle: Path, *arguments: str, **environment: str) -> Finished:
