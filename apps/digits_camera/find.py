@@ -57,7 +57,7 @@ def find_digits(grey: NDArray[np.uint8], framing: Framing) -> list[Digit]:
     ink = ink_of(small)
     across = (grey.shape[0] / small.shape[0], grey.shape[1] / small.shape[1])
     found = []
-    for box, own in signs(marked(ink, small)):
+    for box, own in signs(marked(ink)):
         around = np.pad(own, 1)  # the soft edge of a stroke belongs to it
         own_ink = np.pad(ink, 1)[box.top : box.bottom + 2, box.left : box.right + 2] * _grown(around)
         found.append(Digit(_scaled(box, across), framed(own_ink, framing)))

@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 
 LOOKED_AT = 640  # pixels of the longer side that a picture is searched with
 _LEAST_CONTRAST = 0.13  # of the paper's brightness; smooth shadows and paper's texture stay below
-_NOISES = 5.0  # standard deviations of the camera's noise that ink differs by at least
-_DARKEST_PAPER = 24.0
+_STRONG = 0.45  # of the strongest ink's contrast; weaker is a stroke's soft edge, or a shadow's
+_NOISES = 6.0  # standard deviations of the camera's noise: paper's brightest and darkest pixels are so far apart
+_DARKEST = 24.0
 _SMALLEST = 0.035  # of the picture's shorter side: height of the least digit
 _MOST_RUNS = 60_000  # of pixels; beyond, the picture is texture all over
 
@@ -44,7 +45,7 @@ class Box:
 
 
 def ink_of(grey: NDArray[Any]) -> NDArray[np.floating[Any]]:
-    """How strongly each pixel ``(H, W)`` is marked, 0 to about 1: as a share of the paper's brightness around it.
+    """How strongly each pixel ``(H, W)`` is marked, 0 to 1: the share of the light that ink, or bare board, swallows.
 
     Light falls on paper and ink alike, so their ratio stays as the light changes. What the paper would look like
     without ink is a closing (of light ink: an opening) with a window wider than strokes: it keeps the edges of
@@ -59,21 +60,22 @@ def ink_of(grey: NDArray[Any]) -> NDArray[np.floating[Any]]:
     if not near.any():
         return np.zeros_like(smooth)
     if ((smooth - low)[near] / np.maximum(spread[near], 1.0)).mean() >= 0.5:
-        paper = _slide(high, window, np.minimum)
-        return (paper - smooth) / np.maximum(paper, _DARKEST_PAPER)
-    paper = _slide(low, window, np.maximum)
-    return (smooth - paper) / np.maximum(255.0 - paper, _DARKEST_PAPER)
+        light, dark = _slide(high, window, np.minimum), smooth
+    else:
+        light, dark = smooth, _slide(low, window, np.maximum)
+    return np.maximum(0, light - dark - _NOISES * _noise(smooth)) / np.maximum(light, _DARKEST)
 
 
-def marked(ink: NDArray[np.floating[Any]], grey: NDArray[Any]) -> NDArray[np.bool_]:
-    """Which pixels are ink: beyond noise and texture, and beyond what divides the rest best in two (Otsu, 1979)."""
-    steps = np.abs(np.diff(_blur(grey.astype(np.float32)), axis=1))
-    noise = float(np.median(steps)) / 0.954 / max(float(np.median(grey)), _DARKEST_PAPER)
-    least = max(_LEAST_CONTRAST, _NOISES * noise)
-    strong = ink[ink > least]
-    if strong.size == 0:
-        return np.zeros(ink.shape, np.bool_)
-    return ink > max(least, 0.45 * float(np.percentile(strong, 90)))
+def marked(ink: NDArray[np.floating[Any]]) -> NDArray[np.bool_]:
+    """Which pixels are ink, beyond the paper's texture and what is faint beside the strongest."""
+    strong = ink[ink > _LEAST_CONTRAST]
+    least = max(_LEAST_CONTRAST, _STRONG * float(np.percentile(strong, 90))) if strong.size else np.inf
+    return ink > least
+
+
+def _noise(smooth: NDArray[np.floating[Any]]) -> float:
+    """Standard deviation of what ``_blur`` leaves of white noise, from neighbours, which it correlates by 2/3."""
+    return float(np.median(np.abs(np.diff(smooth, axis=1)))) / (0.6745 * np.sqrt(2 / 3))
 
 
 def signs(mask: NDArray[np.bool_]) -> list[tuple[Box, NDArray[np.bool_]]]:
