@@ -32,8 +32,9 @@ class BusyError(Exception):
 
 @dataclass(frozen=True)
 class Model:
-    """One build of a bundle, loaded; ``framing`` where its student reads grey pictures."""
+    """One build of a bundle, loaded; ``path`` as the user gave it, ``framing`` where its student sees grey pictures."""
 
+    path: Path
     bundle: Bundle
     framing: Framing | None
 
@@ -47,6 +48,7 @@ class Model:
         spec = manifest.input
         return {
             "bundle": manifest.name,
+            "path": str(self.path),
             "target": manifest.target,
             "task": manifest.task,
             "labels": list(manifest.labels),
@@ -145,7 +147,7 @@ def _load(paths: Sequence[Path], builds: Sequence[str], stack: contextlib.ExitSt
             bundle = stack.enter_context(Bundle.open(path))
             _ = bundle.load() if build is None else bundle.use(build)
             bundle.self_test()
-            models.append(Model(bundle, _framing(bundle)))
+            models.append(Model(path, bundle, _framing(bundle)))
     for build in set(builds) - {EVERY_BUILD} - {model.build.id for model in models}:
         raise BundleError(f"no bundle has a build {build}", where="--build")
     return models

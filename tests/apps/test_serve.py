@@ -115,6 +115,7 @@ def test_bundles_are_described_in_order(port):
         (kind, build) for kind in ("image", "audio", "text") for build in ("a-fp32", "b-int8")
     ]
     first = said["models"][0]
+    assert first["path"].endswith("eye")
     assert (first["precision"], first["gate"], first["score"], first["p90_ms"]) == ("fp32", "passed", 0.9, 0.1)
     assert first["size_bytes"] > 1000
     assert first["finds_digits"]
@@ -123,6 +124,20 @@ def test_bundles_are_described_in_order(port):
     assert "unsafe" not in headers["Content-Security-Policy"]
     assert headers["X-Content-Type-Options"] == "nosniff"
     assert "Python" not in headers["Server"]
+
+
+def test_a_page_for_sounds_needs_neither_pillow_nor_torch(bundles, tmp_path):
+    (tmp_path / "x.wav").write_bytes(_wav(TONE))
+    code = (
+        "import sys; from pathlib import Path; sys.modules['PIL'] = sys.modules['soundfile'] = None\n"
+        "from apps.serve.models import Models\n"
+        f"with Models.open([Path({str(bundles['audio'])!r})]) as models:\n"
+        f"    said = models.answer('audio', Path({str(tmp_path / 'x.wav')!r}).read_bytes())\n"
+        "assert said['answers'][0]['label'] == 'low'\n"
+        "assert not {'torch', 'onnx', 'pydantic', 'scipy', 'av'} & set(sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_sound_is_answered_by_every_build_that_listens(port):

@@ -196,7 +196,7 @@ function buildCard(model, number) {
   if (model.size_bytes) facts.append(element("span", "badge", `${(model.size_bytes / 1e6).toFixed(2)} MB`));
   if (typeof model.score === "number") facts.append(element("span", "badge", `${model.metric} ${model.metric === "accuracy" ? percent(model.score) : model.score.toPrecision(4)}`));
   if (model.p90_ms) facts.append(element("span", "badge", `p90 ${ms(model.p90_ms)} when packed`));
-  const card = element("article", "card build", "", element("h3", "", `${model.bundle}: ${model.build}`), facts);
+  const card = element("article", "card build", "", element("h3", "", `${model.bundle}: ${model.build}`), element("p", "path soft small", model.path), facts);
   card.append(element("div", "said", "", element("b", "", "–"), element("span")), element("div", "body"), element("p", "took soft small"));
   card.append(...model.notes.map((note) => element("p", "note", note)));
   card.id = `answer-${number}`;
