@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import base64
-import hashlib
 import io
-import json
-import os
 import re
-import signal
 import socket
 import struct
 import subprocess
@@ -29,7 +25,8 @@ from apps.serve.models import Models
 from apps.serve.views import spectrogram_db, token_texts
 from apps.serve.web import Access, Limits, PageServer
 from tests.apps.paper_bundles import drawn_digit, ear, eye, reader
-from tests.conftest import ROOT, mst_edge
+from tests.apps.sockets import ask, say
+from tests.conftest import ROOT
 
 
 @pytest.fixture(scope="module")
@@ -63,29 +60,6 @@ def port(models):
         yield port
 
 
-def _say(port, raw: bytes, seconds: float = 20) -> bytes:
-    """What the server sends for these bytes, until it closes."""
-    with socket.create_connection(("127.0.0.1", port), timeout=seconds) as connection:
-        connection.sendall(raw)
-        said = b""
-        while block := connection.recv(1 << 16):
-            said += block
-    return said
-
-
-def _ask(port, method: str, path: str, body: bytes = b"", **headers: str):
-    """Status, headers and JSON (or text) of an answer."""
-    lines = {"Host": f"127.0.0.1:{port}", **({"Content-Length": str(len(body))} if method == "POST" else {})}
-    lines.update({name.replace("_", "-"): value for name, value in headers.items()})
-    head = "".join(f"{name}: {value}\r\n" for name, value in lines.items() if value)
-    said = _say(port, f"{method} {path} HTTP/1.1\r\n{head}\r\n".encode() + body)
-    top, _, content = said.partition(b"\r\n\r\n")
-    first, *rest = top.decode().split("\r\n")
-    found = dict(line.split(": ", 1) for line in rest)
-    answer = json.loads(content) if found["Content-Type"].startswith("application/json") else content.decode()
-    return int(first.split()[1]), found, answer
-
-
 def _wav(samples, rate=8000) -> bytes:
     buffer = io.BytesIO()
     soundfile.write(buffer, samples, rate, "PCM_16", format="WAV")
@@ -109,7 +83,7 @@ TONE = np.sin(2 * np.pi * 300 * np.arange(8000) / 8000) * 0.5
 
 
 def test_bundles_are_described_in_order(port):
-    status, headers, said = _ask(port, "GET", "/api/bundles")
+    status, headers, said = ask(port, "GET", "/api/bundles")
     assert status == 200
     assert [(model["kind"], model["build"]) for model in said["models"]] == [
         (kind, build) for kind in ("image", "audio", "text") for build in ("a-fp32", "b-int8")
@@ -141,7 +115,7 @@ def test_a_page_for_sounds_needs_neither_pillow_nor_torch(bundles, tmp_path):
 
 
 def test_a_sound_is_answered_by_every_build_that_listens(port):
-    status, _, said = _ask(port, "POST", "/api/predict?kind=audio", _wav(TONE))
+    status, _, said = ask(port, "POST", "/api/predict?kind=audio", _wav(TONE))
     assert status == 200
     assert [(answer["model"], answer["label"], answer["view"]) for answer in said["answers"]] == [
         (2, "low", 0),
@@ -167,17 +141,17 @@ def test_the_spectrogram_is_numpys_own_fft():
 
 def test_a_digit_is_found_in_a_picture_or_taken_as_it_is(port):
     for label in ("0", "1", "4", "7"):
-        status, _, said = _ask(port, "POST", "/api/predict?kind=image&frame=1", _page_with(label))
+        status, _, said = ask(port, "POST", "/api/predict?kind=image&frame=1", _page_with(label))
         assert (status, said["answers"][0]["label"], said["views"][0]["notes"]) == (200, label, [])
-    whole = _ask(port, "POST", "/api/predict?kind=image", _page_with("7"))[2]["views"][0]
+    whole = ask(port, "POST", "/api/predict?kind=image", _page_with("7"))[2]["views"][0]
     assert (whole["rows"], whole["columns"]) == (28, 28)
     empty = _png(np.full((60, 60), 200, np.uint8))
-    _, _, said = _ask(port, "POST", "/api/predict?kind=image&frame=1", empty)
+    _, _, said = ask(port, "POST", "/api/predict?kind=image&frame=1", empty)
     assert said["views"][0]["notes"] == ["no digit was found: this is the whole picture"]
 
 
 def test_a_text_is_answered_with_the_tokens_that_were_read(port):
-    status, _, said = _ask(port, "POST", "/api/predict?kind=text", b"we need water")
+    status, _, said = ask(port, "POST", "/api/predict?kind=text", b"we need water")
     assert (status, said["answers"][0]["label"]) == (200, "needs_help")
     assert "".join(said["views"][0]["tokens"]) == " we need water"
 
@@ -201,7 +175,7 @@ def test_tokens_are_spelled_by_their_merges():
     ],
 )
 def test_bad_sounds_are_told_in_one_line(port, body, says):
-    status, _, said = _ask(port, "POST", "/api/predict?kind=audio", body)
+    status, _, said = ask(port, "POST", "/api/predict?kind=audio", body)
     assert status == 422
     assert says in said["error"]
     assert "\n" not in said["error"]
@@ -235,7 +209,7 @@ def _bomb(width: int, height: int) -> bytes:
     ],
 )
 def test_hostile_pictures_are_refused(port, body, frame, says):
-    status, _, said = _ask(port, "POST", f"/api/predict?kind=image&frame={frame}", body)
+    status, _, said = ask(port, "POST", f"/api/predict?kind=image&frame={frame}", body)
     assert (status, says in said["error"]) == (422, True), said
 
 
@@ -253,17 +227,17 @@ def test_hostile_pictures_are_refused(port, body, frame, says):
     ],
 )
 def test_no_path_leads_to_a_file(port, path):
-    status, _, said = _ask(port, "GET", path)
+    status, _, said = ask(port, "GET", path)
     assert (status, said) == (404, {"error": "there is nothing of this name"})
 
 
 def test_the_page_and_its_parts_are_served_and_name_nothing_outside(port):
-    _, _, page = _ask(port, "GET", "/")
+    _, _, page = ask(port, "GET", "/")
     parts = re.findall(r'(?:src|href)="([^"]+)"', page)
     assert len(parts) >= 3
     for part in {*parts, "/draw.js", "/sound.js", "/recorder.js"}:
         assert part.startswith("/")
-        status, _, content = _ask(port, "GET", part)
+        status, _, content = ask(port, "GET", part)
         assert status == 200
         for word in ("https:", "//cdn", "eval(", "innerHTML"):
             assert word not in content
@@ -276,35 +250,35 @@ def test_the_page_and_its_parts_are_served_and_name_nothing_outside(port):
     "host", ["evil.example", "evil.example:80", "127.0.0.1.evil.example", "localhost.evil.example", "x", "[::1"]
 )
 def test_other_names_of_this_machine_are_refused(port, host):
-    assert _ask(port, "GET", "/api/bundles", Host=host)[0] == 421
-    assert _ask(port, "GET", "/", Host=host)[0] == 421
+    assert ask(port, "GET", "/api/bundles", Host=host)[0] == 421
+    assert ask(port, "GET", "/", Host=host)[0] == 421
 
 
 @pytest.mark.parametrize("host", ["localhost", "LOCALHOST:1", "127.0.0.1:9", "[::1]:8765", "192.168.1.5:80"])
 def test_addresses_and_localhost_are_known(port, host):
-    assert _ask(port, "GET", "/api/bundles", Host=host)[0] == 200
+    assert ask(port, "GET", "/api/bundles", Host=host)[0] == 200
 
 
 def test_pages_of_others_are_refused(port):
     body = _wav(TONE)
     for origin in ("http://evil.example", "null", "http://127.0.0.1:1", ""):
         expected = 403 if origin else 200
-        assert _ask(port, "POST", "/api/predict?kind=audio", body, Origin=origin)[0] == expected
-    assert _ask(port, "POST", "/api/predict?kind=audio", body, Origin=f"http://127.0.0.1:{port}")[0] == 200
-    assert _ask(port, "GET", "/api/bundles", Sec_Fetch_Site="cross-site")[0] == 403
-    assert _ask(port, "GET", "/api/bundles", Sec_Fetch_Site="same-origin")[0] == 200
+        assert ask(port, "POST", "/api/predict?kind=audio", body, Origin=origin)[0] == expected
+    assert ask(port, "POST", "/api/predict?kind=audio", body, Origin=f"http://127.0.0.1:{port}")[0] == 200
+    assert ask(port, "GET", "/api/bundles", Sec_Fetch_Site="cross-site")[0] == 403
+    assert ask(port, "GET", "/api/bundles", Sec_Fetch_Site="same-origin")[0] == 200
 
 
 def test_a_token_is_asked_of_every_call_of_the_api(models):
     token = "correct-horse-battery"
     with _serving(models, Access(token=token)) as port:
-        assert _ask(port, "GET", "/")[0] == 200
+        assert ask(port, "GET", "/")[0] == 200
         for given in ("", "Bearer ", "Bearer correct-horse-batterz", f"Bearer {token}x", "Bearer \xe9"):
-            status, headers, said = _ask(port, "GET", "/api/bundles", Authorization=given)
+            status, headers, said = ask(port, "GET", "/api/bundles", Authorization=given)
             assert (status, headers["WWW-Authenticate"]) == (401, "Bearer")
             assert "token is missing or wrong" in said["error"]
-            assert _ask(port, "POST", "/api/predict?kind=text", b"x", Authorization=given)[0] == 401
-        assert _ask(port, "GET", "/api/bundles", Authorization=f"Bearer {token}")[0] == 200
+            assert ask(port, "POST", "/api/predict?kind=text", b"x", Authorization=given)[0] == 401
+        assert ask(port, "GET", "/api/bundles", Authorization=f"Bearer {token}")[0] == 200
 
 
 @pytest.mark.parametrize(
@@ -322,7 +296,7 @@ def test_a_token_is_asked_of_every_call_of_the_api(models):
 )
 def test_uploads_that_cannot_be_taken_are_refused_before_they_are_read(port, query, headers, status):
     head = f"POST /api/predict?{query} HTTP/1.1\r\nHost: localhost\r\n{headers}\r\n"
-    assert _say(port, head.encode()).split()[1] == str(status).encode()
+    assert say(port, head.encode()).split()[1] == str(status).encode()
 
 
 @pytest.mark.parametrize(
@@ -340,14 +314,14 @@ def test_uploads_that_cannot_be_taken_are_refused_before_they_are_read(port, que
     ],
 )
 def test_requests_that_are_none_are_refused(port, head, status):
-    said = _say(port, head)
+    said = say(port, head)
     assert said.split()[1] == str(status).encode(), said[:200]
     assert b"Content-Security-Policy" in said
 
 
 def test_an_upload_that_is_refused_is_still_told_why(port):
     """Though much of it is on its way then."""
-    status, _, said = _ask(port, "POST", "/api/predict?kind=audio", bytes(3 << 20))
+    status, _, said = ask(port, "POST", "/api/predict?kind=audio", bytes(3 << 20))
     assert (status, said["error"]) == (413, "larger than 1 MB")
 
 
@@ -358,7 +332,7 @@ def test_slow_clients_are_let_go_and_too_many_are_turned_away(models):
         for connection in slow:
             connection.sendall(b"GET / HT")
         time.sleep(0.2)
-        assert b" 503 " in _say(port, b"")  # turned away before it speaks
+        assert b" 503 " in say(port, b"")  # turned away before it speaks
         while time.monotonic() < begin + 0.8:  # a byte now and then does not buy more time
             slow[0].sendall(b"T")
             time.sleep(0.1)
@@ -366,20 +340,20 @@ def test_slow_clients_are_let_go_and_too_many_are_turned_away(models):
             assert connection.recv(100) in (b"", b"HTTP")[:1]
             connection.close()
         assert time.monotonic() - begin < 10
-        assert _ask(port, "GET", "/api/bundles")[0] == 200
+        assert ask(port, "GET", "/api/bundles")[0] == 200
         head = b"POST /api/predict?kind=text HTTP/1.1\r\nHost: localhost\r\nContent-Length: 10\r\n\r\nabc"
-        assert b" 408 " in _say(port, head)
+        assert b" 408 " in say(port, head)
         endless = b"GET / HTTP/1.1\r\nHost: localhost\r\n" + b"".join(
             b"X-%d: %s\r\n" % (k, b"y" * 1000) for k in range(90)
         )
-        assert b"200 OK" not in _say(port, endless)
+        assert b"200 OK" not in say(port, endless)
 
 
 def test_requests_are_told(models):
     told = []
     with _serving(models, told=told) as port:
-        _ask(port, "POST", "/api/predict?kind=text&secret=1", b"hello")
-        _ask(port, "GET", "/none")
+        ask(port, "POST", "/api/predict?kind=text&secret=1", b"hello")
+        ask(port, "GET", "/none")
     assert [(r["method"], r["path"], r["status"]) for r in told] == [
         ("POST", "/api/predict", 200),
         ("GET", "/none", 404),
@@ -390,9 +364,9 @@ def test_requests_are_told(models):
 def test_a_bug_is_told_as_one_and_the_server_goes_on(models, monkeypatch, capfd):
     with _serving(models) as port:
         monkeypatch.setattr(models, "about", lambda: 1 / 0)
-        status, _, said = _ask(port, "GET", "/api/bundles")
+        status, _, said = ask(port, "GET", "/api/bundles")
         assert (status, "bug of ours" in said["error"]) == (500, True)
-        assert _ask(port, "POST", "/api/predict?kind=text", b"hello")[0] == 200
+        assert ask(port, "POST", "/api/predict?kind=text", b"hello")[0] == 200
     assert "ZeroDivisionError" in capfd.readouterr().err
 
 
@@ -413,7 +387,7 @@ _HEADS = st.sampled_from(
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(_KINDS, st.integers(0, 1), _HEADS, st.binary(max_size=400))
 def test_no_upload_makes_the_server_fail(port, kind, frame, head, tail):
-    status, _, said = _ask(port, "POST", f"/api/predict?kind={kind}&frame={frame}", head + tail)
+    status, _, said = ask(port, "POST", f"/api/predict?kind={kind}&frame={frame}", head + tail)
     assert status in (200, 400, 422)
     assert ("answers" in said) == (status == 200)
 
@@ -442,70 +416,3 @@ def test_no_request_makes_the_server_fail(port, method, path, headers, body):
             said += block
     assert b" 500 " not in said[:20]
     assert not said or said.startswith((b"HTTP/1.1 ", b"{"))
-
-
-def _start(*arguments, **environment):
-    return subprocess.Popen(
-        [sys.executable, "-m", "mst_edge", "app", "serve", *map(str, arguments), "--port", "0", "--json"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
-    )
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_the_command_serves_until_it_is_stopped(bundles, number):
-    with _start(bundles["audio"], "--build", "b-int8") as process:
-        ready = json.loads(process.stdout.readline())
-        assert ready["builds"] == ["b-int8"]
-        port = int(re.fullmatch(r"http://127\.0\.0\.1:(\d+)/", ready["url"])[1])
-        assert _ask(port, "GET", "/api/bundles")[0] == 200
-        taken = mst_edge("app", "serve", bundles["audio"], "--port", port)
-        assert (taken.code, taken.out) == (2, "")
-        assert taken.err.strip() == f"error: 127.0.0.1: port {port} is in use; give another with --port"
-        process.send_signal(number)
-        out, err = process.communicate(timeout=20)
-    assert (process.returncode, err) == (0, "stopped\n")
-    assert json.loads(out)["path"] == "/api/bundles"
-
-
-def test_beyond_this_machine_a_token_is_made(bundles):
-    with _start(bundles["text"], "--host", "0.0.0.0") as process:
-        url = json.loads(process.stdout.readline())["url"]
-        port, token = re.fullmatch(r"http://127\.0\.0\.1:(\d+)/#token=([\w-]{32})", url).groups()
-        assert _ask(int(port), "GET", "/api/bundles")[0] == 401
-        assert _ask(int(port), "GET", "/api/bundles", Authorization=f"Bearer {token}")[0] == 200
-        process.send_signal(signal.SIGINT)
-        process.communicate(timeout=20)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "says"),
-    [
-        (["--build", "none"], "no bundle has a build none"),
-        (["--port", "99999"], "must be from 0 to 65535"),
-        (["--host", "203.0.113.1"], "cannot listen at port"),
-    ],
-)
-def test_what_cannot_be_served_is_told_in_one_line(bundles, arguments, says):
-    done = mst_edge("app", "serve", bundles["text"], *arguments)
-    assert (done.code, done.err.count("\n"), done.out) == (2, 1, "")
-    assert says in done.err
-
-
-def test_a_token_that_can_be_guessed_is_refused(bundles):
-    done = mst_edge("app", "serve", bundles["text"], MST_EDGE_TOKEN="secret")
-    assert (done.code, done.err) == (2, "error: MST_EDGE_TOKEN: is shorter than 16 characters\n")
-
-
-def test_a_build_that_this_device_runs_wrongly_is_not_served(tmp_path):
-    folder = eye(tmp_path / "eye")
-    reference = folder / "reference" / "a-fp32.npy"
-    np.save(reference, np.load(reference) + 1)
-    manifest = json.loads((folder / "manifest.json").read_text())
-    manifest["files"]["reference/a-fp32.npy"] = hashlib.sha256(reference.read_bytes()).hexdigest()
-    (folder / "manifest.json").write_text(json.dumps(manifest))
-    done = mst_edge("app", "serve", folder)
-    assert done.code == 2
-    assert "a-fp32 is off by 1 on the reference inputs" in done.err
