@@ -83,7 +83,9 @@ class Film(AbstractContextManager["Film"]):
 
     def __init__(self, path: Path, rate: float) -> None:
         self._path, self._rate = path, max(1, round(rate))
-        self._stack, self._container, self._stream = ExitStack(), None, None
+        self._stack = ExitStack()
+        self._container: Any = None
+        self._stream: Any = None
 
     def add(self, pixels: NDArray[np.uint8]) -> None:
         """The next picture ``(H, W, 3)``; later ones are of the first one's size."""
