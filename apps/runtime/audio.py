@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 from .errors import BundleError
 
 _MAX_FILE_BYTES = 1 << 30
+_MAX_DECODED = 1 << 28  # values, of packed formats: hours of silence pack into nothing
 _PCM, _FLOAT, _EXTENSIBLE = 1, 3, 0xFFFE
 _HALF_WIDTH = 16  # zero crossings of the resampling kernel on each side
-_BLOCK = 1 << 14
+_BLOCK_TAPS = 1 << 20  # values of a block of the resampler, whatever the rates
 SILENCE_DBFS = -70.0
 
 
@@ -46,10 +47,19 @@ def read_audio(path: Path) -> Waveform:
     with path.open("rb") as file:
         is_wav = file.read(4) in (b"RIFF", b"RIFX", b"RF64")
     wave = parse_wav(path.read_bytes(), path) if is_wav else _through_soundfile(path)
+    return usable(wave, path)
+
+
+def usable(wave: Waveform, where: object = "sound") -> Waveform:
+    """``wave``, if there is something to hear.
+
+    Raises:
+        BundleError: empty, or holding values that are no numbers.
+    """
     if not wave.samples.size:
-        raise BundleError("holds no sound", where=path)
+        raise BundleError("holds no sound", where=where)
     if not np.isfinite(wave.samples).all():
-        raise BundleError("holds NaN or infinity", where=path)
+        raise BundleError("holds NaN or infinity", where=where)
     return wave
 
 
@@ -105,14 +115,16 @@ def _decode(body: bytes, coding: int, channels: int, rate: int, bits: int, where
     elif (coding, bits) == (_PCM, 32):
         values = (np.frombuffer(body, "<i4") / 2147483648.0).astype(np.float32)
     elif coding == _FLOAT and bits in (32, 64):
-        values = np.frombuffer(body, f"<f{bits // 8}").astype(np.float32)
+        with np.errstate(all="ignore"):  # what float32 cannot hold becomes infinity, and is refused as such
+            values = np.frombuffer(body, f"<f{bits // 8}").astype(np.float32)
     else:
         raise BundleError(
             f"is coded as format {coding} with {bits} bits",
             where=where,
             fix="convert it to 16-bit PCM, for example with `sox IN -b 16 OUT.wav`",
         )
-    return Waveform(values.reshape(-1, channels).mean(axis=1, dtype=np.float32), rate)
+    with np.errstate(all="ignore"):
+        return Waveform(values.reshape(-1, channels).mean(axis=1, dtype=np.float32), rate)
 
 
 def _through_soundfile(path: Path) -> Waveform:
@@ -125,7 +137,10 @@ def _through_soundfile(path: Path) -> Waveform:
             fix="convert it to wav, or install soundfile (pip install 'mst-edge[apps]')",
         ) from None
     try:
-        values, rate = soundfile.read(path, dtype="float32", always_2d=True)
+        with soundfile.SoundFile(path) as file:
+            if file.frames * file.channels > _MAX_DECODED:
+                raise BundleError(f"unpacks to {file.frames} x {file.channels} values: refused", where=path)
+            values, rate = file.read(dtype="float32", always_2d=True), file.samplerate
     except soundfile.SoundFileError as error:
         raise BundleError(f"cannot be decoded ({error})", where=path) from None
     return Waveform(values.mean(axis=1, dtype=np.float32), int(rate))
@@ -143,13 +158,16 @@ def resample(wave: Waveform, rate_hz: int) -> Waveform:
     padded = np.pad(wave.samples.astype(np.float64), (reach, reach + 1))
     count = -(-len(wave.samples) * up // down)
     out = np.empty(count, np.float32)
-    for start in range(0, count, _BLOCK):
-        steps = np.arange(start, min(start + _BLOCK, count), dtype=np.int64) * down
-        whole, phase = steps // up, (steps % up) / up
-        distance = (offsets[None] - phase[:, None]) / stretch
+    block = max(1, _BLOCK_TAPS // len(offsets))
+    for start in range(0, count, block):
+        steps = np.arange(start, min(start + block, count), dtype=np.int64) * down
+        # Of ordinary rates there are few phases, and as few kernels.
+        phases, which = np.unique(steps % up, return_inverse=True)
+        distance = (offsets[None] - (phases / up)[:, None]) / stretch
         kernel = np.sinc(distance) * _kaiser(distance / _HALF_WIDTH)
         kernel /= kernel.sum(axis=1, keepdims=True)
-        out[start : start + len(steps)] = (padded[whole[:, None] + offsets[None] + reach] * kernel).sum(axis=1)
+        heard = padded[(steps // up)[:, None] + offsets[None] + reach]
+        out[start : start + len(steps)] = (heard * kernel[which]).sum(axis=1)
     return Waveform(out, rate_hz)
 
 

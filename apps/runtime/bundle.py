@@ -91,13 +91,17 @@ class Bundle:
         """Loads one build instead of the preferred one.
 
         Raises:
-            BundleError: its runtime is not installed here, or it cannot be loaded.
+            BundleError: there is no such build, its runtime is not installed here, or it cannot be loaded.
         """
+        wanted = next((build for build in self.manifest.builds if build.id == build_id), None)
+        if wanted is None:
+            known = ", ".join(build.id for build in self.manifest.builds)
+            raise BundleError(f"has no build {build_id}", where=self.folder, fix=f"it has {known}")
         if self._engine is not None:
             self._engine.close()
             self._engine = None
-        self._wanted = next(build for build in self.manifest.builds if build.id == build_id)
-        return self.load(self._wanted.runtime)
+        self._wanted = wanted
+        return self.load(wanted.runtime)
 
     def _preferred(self) -> list[BuildEntry]:
         """Builds in order of preference: first what was asked for, else what measurements here chose."""
@@ -150,10 +154,17 @@ class Bundle:
         return self.load().run(np.ascontiguousarray(batch))
 
     def answer(self, sample: NDArray[Any]) -> Answer:
-        """The student's answer for one sample ``(*input.shape)``: a class, numbers, or a label map."""
+        """The student's answer for one sample ``(*input.shape)``: a class, numbers, or a label map.
+
+        Raises:
+            BundleError: the sample does not fit, or the model makes no numbers of it.
+        """
         start = time.perf_counter_ns()
         output = self.outputs(sample[None])[0]
-        return answer_of(output, self.manifest, (time.perf_counter_ns() - start) / 1e6)
+        latency_ms = (time.perf_counter_ns() - start) / 1e6
+        if not np.isfinite(output).all():
+            raise BundleError("the model gives NaN or infinity for this input", where=self.build.id)
+        return answer_of(output, self.manifest, latency_ms)
 
     def predict(self, sample: NDArray[Any]) -> Prediction:
         """The class of one sample ``(*input.shape)``.
@@ -211,8 +222,11 @@ class Bundle:
         return difference, here
 
     def _reference_run(self) -> NDArray[np.float32]:
-        inputs = self._array(self.manifest.reference_inputs)
-        return np.concatenate([self.outputs(sample[None]) for sample in inputs])
+        return np.concatenate([self.outputs(sample[None]) for sample in self.reference_inputs()])
+
+    def reference_inputs(self) -> NDArray[Any]:
+        """``(samples, *input.shape)``: a few real inputs that the bundle carries to prove itself with."""
+        return self._array(self.manifest.reference_inputs)
 
     def _array(self, name: str) -> NDArray[Any]:
         array: NDArray[Any] = np.load(inside(self.folder, name), allow_pickle=False)

@@ -47,7 +47,7 @@ def app_command(
     context: typer.Context,
     name: Annotated[str, typer.Argument(help="Name of the app.")],
 ) -> None:
-    """Run a sample app on a bundle: spoken-digits, digits-camera, triage."""
+    """Run an app on a bundle: serve (a page in the browser), spoken-digits, digits-camera, triage."""
     from mst_edge.cli.apps import run_app
 
     raise typer.Exit(run_app(name, context.args))

@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 from PIL import Image
 from scipy.signal import resample_poly
 
-from apps.digits_camera import frame_digit
 from apps.runtime.audio import Waveform, fit_length, parse_wav, read_audio, resample
 from apps.runtime.errors import BundleError
 from apps.runtime.images import read_image
@@ -194,20 +193,3 @@ def test_a_decompression_bomb_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
     with pytest.raises(BundleError, match="more pixels than any camera"):
         read_image(tmp_path / "big.png", (8, 8))
-
-
-@pytest.mark.parametrize("dark_ink", [True, False])
-@pytest.mark.parametrize("shadow", [0, 80])
-def test_a_digit_is_framed_under_uneven_light(dark_ink, shadow):
-    page = np.full((128, 128), 200.0) - shadow * np.linspace(0, 1, 128)[:, None]
-    page[30:90, 20:45] = 60 if dark_ink else 255
-    if not dark_ink:
-        page = np.where(page == 255, 255, page - 120)
-    framed = frame_digit(np.clip(page, 0, 255).astype(np.uint8), (8, 8))
-    assert framed.max() > 150
-    assert framed[:, :2].max() < 40
-    assert framed[2:6, 3:5].min() > 100
-
-
-def test_an_empty_page_has_no_digit():
-    assert not frame_digit(np.full((128, 128), 180, np.uint8), (8, 8)).any()
