@@ -71,7 +71,7 @@ def bundle(tmp_path):
     """A bundle's folder with three steps and one model, large enough to be cut in its middle."""
     folder = tmp_path / "bundle"
     files = {f"{name}.py": STEP.encode() for name in STEPS}
-    files |= {COURIER: (ROOT / "apps" / COURIER).read_bytes(), "models/one/model.onnx": bytes(3 << 20)}
+    files |= {COURIER: (ROOT / COURIER).read_bytes(), "models/one/model.onnx": bytes(3 << 20)}
     files |= {f"examples/it's {k}; $(x).txt": bytes([k]) for k in range(3)}
     for name, content in files.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
