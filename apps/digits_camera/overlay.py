@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 
 from apps.digits_camera.ink import Box
 from apps.runtime import BundleError
-from mst_edge.core.files import atomic_path
 
 _SURE, _UNSURE, _PLATE, _WORDS = (38, 166, 91), (217, 115, 13), (20, 22, 25), (255, 255, 255)
 
@@ -58,7 +57,7 @@ class Output(AbstractContextManager["Output"]):
         """Writes one picture."""
         from PIL import Image
 
-        with atomic_path(self._free(name, ".png")) as path:
+        with _whole(self._free(name, ".png")) as path:
             Image.fromarray(pixels).save(path, format="PNG")
 
     def film(self, name: str, rate: float) -> Film:
@@ -92,7 +91,7 @@ class Film(AbstractContextManager["Film"]):
         import av
 
         if self._container is None:
-            path = self._stack.enter_context(atomic_path(self._path))
+            path = self._stack.enter_context(_whole(self._path))
             self._container = self._stack.enter_context(av.open(str(path), "w", format="mp4"))
             codec = "libx264" if "libx264" in av.codecs_available else "mpeg4"
             self._stream = self._container.add_stream(codec, rate=self._rate)
@@ -110,3 +109,14 @@ class Film(AbstractContextManager["Film"]):
         if self._container is not None:
             self._write(None)
         self._stack.close()
+
+
+@contextmanager
+def _whole(path: Path) -> Iterator[Path]:
+    """Yields a path beside ``path``; what was written there takes its place, or goes where an exception came."""
+    partial = path.with_name(f".{path.name}.tmp")
+    try:
+        yield partial
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""Finds apps: one module each in ``apps/``, or an entry point of an installed package."""
+"""Finds apps: one module or package each in ``apps/``, or an entry point of an installed package."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ import apps
 from mst_edge.core.errors import unknown_name
 
 _ENTRY_POINTS = "mst_edge.apps"
+_SHARED = ("runtime", "streaming")  # of apps, none themselves
 
 
 def app_names() -> list[str]:
     """Names of all apps, sorted."""
     built_in = {
-        module.name.replace("_", "-") for module in pkgutil.iter_modules(apps.__path__) if module.name != "runtime"
+        module.name.replace("_", "-") for module in pkgutil.iter_modules(apps.__path__) if module.name not in _SHARED
     }
     return sorted(built_in | {point.name for point in metadata.entry_points(group=_ENTRY_POINTS)})
 
