@@ -1,4 +1,7 @@
-"""Finds apps: one module each in ``apps/``, or an entry point of an installed package."""
+"""Finds apps: one module each in ``apps/``, or an entry point of an installed package.
+
+Packages in ``apps/`` are what apps share.
+"""
 
 from __future__ import annotations
 
@@ -15,9 +18,8 @@ _ENTRY_POINTS = "mst_edge.apps"
 
 def app_names() -> list[str]:
     """Names of all apps, sorted."""
-    built_in = {
-        module.name.replace("_", "-") for module in pkgutil.iter_modules(apps.__path__) if module.name != "runtime"
-    }
+    modules = pkgutil.iter_modules(apps.__path__)
+    built_in = {module.name.replace("_", "-") for module in modules if not module.ispkg}
     return sorted(built_in | {point.name for point in metadata.entry_points(group=_ENTRY_POINTS)})
 
 
