@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import queue
 import select
 import time
@@ -117,11 +116,44 @@ class RawSound(Source):
         return data
 
 
-class Microphone(Source):
-    """The microphone, through sounddevice (PortAudio).
+class Inbox:
+    """Blocks from a thread that must not wait, for one that may be late.
 
-    What comes while nobody takes it is kept for some seconds and then dropped: counted, and silence stands for it, so
-    that times stay right.
+    What comes while nobody takes it is kept, up to ``kept_s`` of it, and then dropped: counted, and silence stands for
+    it, so that times stay right.
+    """
+
+    def __init__(self, name: str, timeout_s: float, kept_s: float = 5.0) -> None:
+        self._name, self._timeout_s = name, timeout_s
+        self._queue: queue.Queue[Block] = queue.Queue(maxsize=int(kept_s / BLOCK_S))
+        self._lost = 0
+
+    def put(self, samples: NDArray[np.float32], lost: int = 0) -> None:
+        """A block, before which ``lost`` samples are missing; never waits."""
+        lost += self._lost
+        try:
+            self._queue.put_nowait(Block(np.concatenate([np.zeros(lost, np.float32), samples]), lost))
+            self._lost = 0
+        except queue.Full:
+            self._lost = lost + len(samples)
+
+    def blocks(self) -> Iterator[Block]:
+        """Blocks without an end.
+
+        Raises:
+            BundleError: there was none for ``timeout_s``.
+        """
+        while True:
+            try:
+                yield self._queue.get(timeout=self._timeout_s)
+            except queue.Empty:
+                raise BundleError(
+                    f"gave nothing for {self._timeout_s:g} s", where=self._name, fix="is it still plugged in?"
+                ) from None
+
+
+class Microphone(Source):
+    """The microphone, through sounddevice (PortAudio) and an ``Inbox``.
 
     Args:
         device: number or part of a name, as ``python -m sounddevice`` lists them; None for the system's choice.
@@ -130,8 +162,6 @@ class Microphone(Source):
     Raises:
         BundleError: sounddevice is not installed, or there is no such microphone.
     """
-
-    _KEPT_S = 5.0
 
     def __init__(self, rate_hz: int, device: str | None = None, timeout_s: float = 3.0) -> None:
         try:
@@ -144,47 +174,32 @@ class Microphone(Source):
             ) from None
         self.name = "microphone"
         self.rate_hz = self._rate = rate_hz
-        self._library, self._timeout_s = sounddevice, timeout_s
+        self._library = sounddevice
         self._device = int(device) if device is not None and device.isdecimal() else device
-        self._queue: queue.Queue[Block] = queue.Queue(maxsize=int(self._KEPT_S / BLOCK_S))
-        self._lost = 0
+        self._inbox = Inbox(self.name, timeout_s)
 
     def blocks(self) -> Iterator[Block]:
-        with contextlib.ExitStack() as stack:
-            try:
-                stack.enter_context(
-                    self._library.InputStream(
-                        samplerate=self._rate,
-                        blocksize=max(1, int(BLOCK_S * self._rate)),
-                        device=self._device,
-                        channels=1,
-                        dtype="float32",
-                        callback=self._take,
-                    )
-                )
-            except (self._library.PortAudioError, ValueError) as error:
-                raise BundleError(
-                    f"cannot be opened at {self._rate} Hz ({error})",
-                    where="--microphone",
-                    fix="`python -m sounddevice` lists devices",
-                ) from None
-            while True:
-                try:
-                    yield self._queue.get(timeout=self._timeout_s)
-                except queue.Empty:
-                    raise BundleError(
-                        f"gave nothing for {self._timeout_s:g} s", where="microphone", fix="is it still plugged in?"
-                    ) from None
+        try:
+            opened = self._library.InputStream(
+                samplerate=self._rate,
+                blocksize=max(1, int(BLOCK_S * self._rate)),
+                device=self._device,
+                channels=1,
+                dtype="float32",
+                callback=self._take,
+            )
+        except (self._library.PortAudioError, ValueError) as error:
+            raise BundleError(
+                f"cannot be opened at {self._rate} Hz ({error})",
+                where="--microphone",
+                fix="`python -m sounddevice` lists devices",
+            ) from None
+        with opened:
+            yield from self._inbox.blocks()
 
     def _take(self, data: NDArray[np.float32], frames: int, when: Any, status: Any) -> None:
         """Called by PortAudio's own thread. It tells that it lost sound, not how much: counted as one block."""
-        lost = self._lost + (frames if status.input_overflow else 0)
-        samples = np.concatenate([np.zeros(lost, np.float32), data[:, 0]])
-        try:
-            self._queue.put_nowait(Block(samples, lost))
-            self._lost = 0
-        except queue.Full:
-            self._lost = lost + frames
+        self._inbox.put(data[:, 0], frames if status.input_overflow else 0)
 
 
 class Table(Source):

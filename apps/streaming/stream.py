@@ -24,7 +24,7 @@ _CLIPPED = 0.999
 
 @dataclass
 class Counters:
-    """What happened since a stream began; times in seconds of this process."""
+    """What happened since a stream began; ``inference_s`` and ``busy_s`` (all of it) in seconds of CPU time."""
 
     seconds: float = 0.0
     windows: int = 0
@@ -128,23 +128,23 @@ class Stream:
 
     def push(self, block: Block) -> list[Step]:
         """Takes the next piece; the windows that it completes."""
-        start = time.perf_counter()
+        start = time.process_time()
         self.counters.dropped += block.dropped
         samples = self._clean(block.samples)
         if self._resampler is not None:
             samples = self._resampler.push(samples)
         steps = self._through(samples)
         self.counters.seconds = self._windows.place / self.rate_hz
-        self.counters.busy_s += time.perf_counter() - start
+        self.counters.busy_s += time.process_time() - start
         return steps
 
     def finish(self) -> list[Step]:
         """The windows that still hold some of the stream when it is over."""
-        start = time.perf_counter()
+        start = time.process_time()
         steps = self._through(self._resampler.finish()) if self._resampler is not None else []
         self.counters.seconds = self._windows.place / self.rate_hz
         steps += self._through(np.zeros((self._windows.missing(), *self._last_row.shape), np.float32))
-        self.counters.busy_s += time.perf_counter() - start
+        self.counters.busy_s += time.process_time() - start
         return steps
 
     def _clean(self, samples: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -179,10 +179,10 @@ class Stream:
         gate, logits = self._gate, None
         events: tuple[Event, ...] = ()
         if gate is None or gate.opened:
-            begun = time.perf_counter()
+            begun, used = time.perf_counter(), time.process_time()
             logits = self._infer(window)
             self.counters.inferred += 1
-            self.counters.inference_s += time.perf_counter() - begun
+            self.counters.inference_s += time.process_time() - used
             events = self._decide(logits, begun)
         if gate is not None:
             gate.reset()
