@@ -46,6 +46,8 @@ def main(arguments: list[str]) -> int:
             except BundleError as error:
                 failed += 1
                 view.error(error)
+            except KeyboardInterrupt:
+                break
     return 2 if failed else 0
 
 

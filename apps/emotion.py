@@ -5,8 +5,9 @@ from __future__ import annotations
 from apps.streaming import GateRule, Rule
 from apps.streaming.cli import listen, parse
 
-# A state, not a word: seconds are averaged, pauses within a sentence close no gate, and only a change is told.
-RULE = Rule(smooth_s=1.0, threshold=0.5, hold=2, rest_s=1.0, unknown_s=1.0)
+# A state, not a word: pauses within a sentence close no gate, and a change is told at most once per second. Rather
+# unknown than wrong: `benchmarks.emotion_stream --tune` says what other rules would give.
+RULE = Rule(smooth_s=0.5, threshold=0.5, hold=2, rest_s=1.0, unknown_s=0.5)
 GATE = GateRule(open_db=9.0, close_db=5.0, least_s=0.1, hangover_s=0.8)
 
 

@@ -108,6 +108,19 @@ def test_a_source_that_fails_is_told_and_the_others_go_on(listener, wav, tmp_pat
     assert str(wav) in said.out
 
 
+def test_an_interrupt_ends_the_stream_with_its_summary(listener, wav, capsys, monkeypatch):
+    class Interrupted(io.BytesIO):
+        def read1(self, size=-1):
+            if self.tell() > 20000:
+                raise KeyboardInterrupt
+            return super().read1(size)
+
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(Interrupted(bytes(100_000))))
+    assert spoken_digits.main([str(listener.bundle), "-", str(wav), "--json"]) == 0
+    (summary,) = _json(capsys.readouterr().out)
+    assert 0 < summary["seconds"] < 1
+
+
 def test_silence_says_so_and_costs_nothing(listener, tmp_path, capsys):
     soundfile.write(tmp_path / "x.wav", np.zeros(24000), 8000)
     assert spoken_digits.main([str(listener.bundle), str(tmp_path / "x.wav")]) == 0
