@@ -165,10 +165,11 @@ def total(scores: Sequence[Score]) -> Score:
         for name in ("seconds", "windows", "inferred", "inference_s", "busy_s"):
             setattr(counters, name, getattr(counters, name) + getattr(score.counters, name))
     return Score(
-        *(
-            sum(getattr(s, name) for s in scores)
-            for name in ("words", "detected", "confused", "false_alarms", "unknown")
-        ),
+        words=sum(score.words for score in scores),
+        detected=sum(score.detected for score in scores),
+        confused=sum(score.confused for score in scores),
+        false_alarms=sum(score.false_alarms for score in scores),
+        unknown=sum(score.unknown for score in scores),
         latencies_s=tuple(latency for score in scores for latency in score.latencies_s),
         seconds=sum(score.seconds for score in scores),
         counters=counters,
