@@ -58,9 +58,14 @@ class NetworkSection(Section):
 
 
 class StudentSection(NetworkSection):
-    """What is deployed: it reads one modality."""
+    """What is deployed: it reads one modality.
+
+    ``hop``: of a stream, a window begins so many samples (of a sequence, rows) after the last; a tenth of its length
+    where it is null.
+    """
 
     modality: str
+    hop: Count | None = None
 
 
 class TeacherSection(NetworkSection):

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from apps.runtime.manifest import FORMAT, MANIFEST, VERSION
+from apps.runtime.manifest import FORMAT, MANIFEST, VERSION, default_hop
 from apps.runtime.tokenizer import TOKENIZER
 from mst_edge.core.files import atomic_path, sha256_file, write_json, write_text
 from mst_edge.core.scoring import OutputSpec
@@ -72,6 +72,7 @@ def pack(
     readme: str,
     examples: Mapping[str, bytes] = MappingProxyType({}),
     tokenizer: Path | None = None,
+    hop: int | None = None,
     more: Mapping[str, Path | str] = MappingProxyType({}),
     needs: Needs | None = None,
 ) -> Path:
@@ -81,6 +82,7 @@ def pack(
         fp32_outputs: what the fp32 model says of the reference inputs, which drift on a device is told by.
         examples: files by name that anyone can try the bundle on.
         tokenizer: file that makes token ids of a text, for a model that takes them.
+        hop: samples from one window of a stream to the next; None: ``default_hop``.
         more: further files: path in the bundle to a file, or to its text.
         needs: what inference takes on the device, for the service; by what was measured where nothing is said.
 
@@ -117,7 +119,11 @@ def pack(
             "units": list(output.units),
             "scale": list(output.scale),
             "ignore_label": output.ignore_label,
-            "input": {**asdict(input_spec), **({} if tokenizer is None else {"tokenizer": TOKENIZER})},
+            "input": {
+                **asdict(input_spec),
+                "hop": hop or default_hop(input_spec.kind, input_spec.shape),
+                **({} if tokenizer is None else {"tokenizer": TOKENIZER}),
+            },
             "reference_inputs": "reference/inputs.npy",
             "fp32_outputs": "reference/fp32.npy",
             "builds": entries,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -11,6 +12,7 @@ from .errors import BundleError
 
 MANIFEST = "manifest.json"
 FORMAT, VERSION = "mst-edge-bundle", 3
+STREAMED = ("audio", "sequence")  # kinds of input that windows are cut from
 
 
 @dataclass(frozen=True)
@@ -20,6 +22,8 @@ class InputSpec:
     Attributes:
         shape: without the batch axis; None for an axis of free size.
         tokenizer: path inside the bundle of what makes token ids of a text; None where the input is no text.
+        hop: samples (of a sequence, rows) from one window of a stream to the next; None where the input is not cut
+            from a stream.
     """
 
     name: str
@@ -28,6 +32,7 @@ class InputSpec:
     dtype: str
     sample_rate_hz: int | None
     tokenizer: str | None = None
+    hop: int | None = None
 
     @property
     def sizes(self) -> tuple[int, ...]:
@@ -164,6 +169,7 @@ def _parse(raw: dict[str, Any]) -> Manifest:
             dtype=str(said["dtype"]),
             sample_rate_hz=None if said["sample_rate_hz"] is None else int(said["sample_rate_hz"]),
             tokenizer=str(said["tokenizer"]) if "tokenizer" in said else None,
+            hop=_hop(said),
         ),
         reference_inputs=str(raw["reference_inputs"]),
         fp32_outputs=str(raw["fp32_outputs"]),
@@ -173,6 +179,21 @@ def _parse(raw: dict[str, Any]) -> Manifest:
         provenance=dict(raw["provenance"]),
         licence=str(raw["licence"]),
     )
+
+
+def default_hop(kind: str, shape: Sequence[int | None]) -> int | None:
+    """Where nobody said otherwise, a window of sound or of a sequence begins a tenth of its length after the last."""
+    if kind not in STREAMED or not shape or shape[0] is None:
+        return None
+    return max(1, shape[0] // 10)
+
+
+def _hop(said: dict[str, Any]) -> int | None:
+    """Bundles that were packed before there was the key have the default."""
+    hop = said["hop"] if "hop" in said else default_hop(str(said["kind"]), said["shape"])
+    if hop is not None and not 1 <= hop <= said["shape"][0]:
+        raise ValueError(f"input.hop ({hop})")
+    return None if hop is None else int(hop)
 
 
 def _tuned(said: dict[str, Any]) -> dict[str, Any]:

@@ -47,7 +47,7 @@ def app_command(
     context: typer.Context,
     name: Annotated[str, typer.Argument(help="Name of the app.")],
 ) -> None:
-    """Run an app on a bundle: serve (a page in the browser), spoken-digits, digits-camera, triage."""
+    """Run an app on a bundle: serve (a page to look at), spoken-digits, emotion, digits-camera, activity, triage."""
     from mst_edge.cli.apps import run_app
 
     raise typer.Exit(run_app(name, context.args))

@@ -92,6 +92,7 @@ def pack_for_board(subject: Subject, target: BoardTarget, watcher: DeployWatcher
         examples=subject.examples,
         tokenizer=subject.tokenizer,
         needs=target.needs,
+        hop=subject.hop,
         more={
             **target.carried(),
             **evaluation,

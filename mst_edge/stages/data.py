@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from distill.augment import Augmentation, augmentation_options
 from distill.datasets.builder import DATASETS, build_dataset
 from distill.datasets.files import FilesOptions, open_any
-from distill.datasets.spec import Dataset
+from distill.datasets.spec import Dataset, Kind
 from distill.datasets.splits import SplitRule, split_dataset
 from distill.datasets.target import CLASSIFICATION, SEGMENTATION
 from distill.frontends import Frontend, frontend_options, make_frontend
@@ -129,6 +129,7 @@ def prepare(recipe: Recipe, data_root: Path | None) -> Data:
         splits = split_dataset(dataset, SplitRule())
     _require_modalities(recipe, dataset)
     _require_fitting_goals(recipe, dataset)
+    _require_fitting_hop(recipe, dataset)
     options_by_name = {
         name: parse_options(frontend_options(spec.kind), _said(recipe, name), where=f"modalities.{name}")
         for name, spec in dataset.modalities.items()
@@ -186,6 +187,16 @@ def _require_teachers(recipe: Recipe, known: list[str]) -> None:
             where="dataset",
             fix="name a larger network as teachers.unimodal, or set distill.method to lone and distill.compare to []",
         )
+
+
+def _require_fitting_hop(recipe: Recipe, dataset: Dataset) -> None:
+    spec, hop = dataset.modalities[recipe.student.modality], recipe.student.hop
+    if hop is None:
+        return
+    if spec.kind not in (Kind.AUDIO, Kind.SEQUENCE):
+        raise UserError(f"no windows are cut from {spec.kind} {spec.name}", where="student.hop", fix="leave it out")
+    if hop > spec.shape[0]:
+        raise UserError(f"{hop} is more than a window, {spec.shape[0]}: a stream would have gaps", where="student.hop")
 
 
 def _require_fitting_goals(recipe: Recipe, dataset: Dataset) -> None:
