@@ -29,10 +29,10 @@ SHAPES = {"text": TokenShape(8, 300), "video": (5, 12)}
 TEACHER = NetworkChoice("video_prompts", {"classes": 7, "width": 0.25, "frames": 4, "hidden": 32})
 
 
-def make_store(folder) -> FeatureStore:
+def make_store(folder, vocabulary=320) -> FeatureStore:
     dataset = open_arrays(folder)
     frontends = {
-        "text": make_frontend(dataset.modalities["text"], TokenizerOptions(vocabulary=320, max_tokens=8)),
+        "text": make_frontend(dataset.modalities["text"], TokenizerOptions(vocabulary=vocabulary, max_tokens=12)),
         "video": make_frontend(dataset.modalities["video"], NoOptions()),
     }
     return FeatureStore(dataset, split_dataset(dataset, SplitRule()), frontends)
@@ -43,11 +43,11 @@ def store(tmp_path_factory):
     return make_store(write_opinions(tmp_path_factory.mktemp("d") / "opinions"))
 
 
-def make_lab(store, folder, *, seed=0, teacher=TEACHER, **changes) -> Lab:
+def make_lab(store, folder, *, seed=0, batch=32, teacher=TEACHER, **changes) -> Lab:
     lab = Lab(
         store=store,
         task=task_for(store.dataset, store.splits["train"]),
-        session=Session(folder, torch.device("cpu"), seed, batch_size=32),
+        session=Session(folder, torch.device("cpu"), seed, batch_size=batch),
         student_modality="text",
         student=NetworkChoice("text_bag", {"width": 0.5, "dropout": 0.1}),
         teachers={"multimodal": (("text", "video"), teacher), "video": (("video",), NetworkChoice("tcn"))},
