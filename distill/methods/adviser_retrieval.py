@@ -29,8 +29,8 @@ class AdviserRetrievalOptions(TeacherOptions):
 
     Attributes:
         teacher: ``multimodal``, or what a cross-modal teacher reads; empty takes the main one.
-        partner: modality that is searched, and searches; empty takes the other one where there are two. Its network
-            is that of the cross-modal teacher.
+        partner: modality that is searched, and searches; empty takes the first that the student does not read. Its
+            network is that of the cross-modal teacher.
         pairs: ``triplet``, the hardest in a batch, or ``cosine``, one minus that of each pair.
         margin: of the triplets, between unit vectors.
         task_weight, advice_weight, pair_weight: of labels, teacher and pairs.
@@ -65,12 +65,6 @@ class AdviserRetrieval(SingleTeacher):
             raise UserError("the data has one modality: there is nothing to search", where="distill.method")
         if options.partner and options.partner not in others:
             raise unknown_name("modality", options.partner, others, where="distill.options.partner")
-        if not options.partner and len(others) > 1:
-            raise UserError(
-                f"the student could be paired with {', '.join(others)}",
-                where="distill.options.partner",
-                fix="name one of them",
-            )
         self.partner: str = options.partner or others[0]
 
     def workload(self) -> list[Workload]:
