@@ -14,13 +14,14 @@ from torch import Tensor, nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from distill.frozen import Answers, Frozen, Keeper, as_logits
-from distill.networks.registry import Model, NetworkChoice, build_model
+from distill.networks.registry import Model, NetworkChoice, SelfTaught, build_model
 from distill.tasks import Task
 from distill.teachers import TeacherFile
 from distill.training.allocator import freed_memory_is_reused
 from distill.training.features import Batch, FeatureStore
 from distill.training.phase import History, Phase, Session, is_finished, predict, run_phase
 from distill.training.schedules import SCHEDULES, ScheduledOptimizer
+from mst_edge.core.errors import UserError
 
 MULTIMODAL, UNIMODAL = "multimodal", "unimodal"
 _OPTIMIZERS: Mapping[str, Callable[..., Optimizer]] = {"adam": Adam, "adamw": AdamW, "sgd": SGD}
@@ -154,17 +155,33 @@ class Lab:
 
     def _build(self, name: str, reads: tuple[str, ...], choice: NetworkChoice, where: str) -> Model:
         shapes = {modality: self.store.shapes[modality] for modality in reads}
-        return build_model(name, choice, shapes, self.task.num_outputs, where=where, map_size=self.task.map_size)
+        model = build_model(name, choice, shapes, self.task.num_outputs, where=where, map_size=self.task.map_size)
+        if isinstance(model.module, SelfTaught):
+            try:
+                model.module.require_task(self.task)
+            except UserError as error:
+                place = f"{where}.options.{error.where}" if error.where else f"{where}.network"
+                raise UserError(error.problem, where=place, fix=error.fix) from error
+        return model
+
+    def losses(self, model: Model, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """A network's logits, and what it learns from by itself: the task's loss on these as ``loss``, or an objective
+        of its own."""
+        if isinstance(model.module, SelfTaught):
+            return model.module.own_losses(model.taken(batch.inputs), batch.target, self.task)
+        logits = model(batch.inputs)
+        return logits, {"loss": self.task.loss(logits, batch.target)}
 
     def train_alone(self, name: str, model: Model, folder: Path | None = None) -> Model:
-        """Trains one network on the task alone; keeps the epoch with the lowest validation loss.
+        """Trains one network on the task alone, or by its own objective; keeps the epoch with the lowest validation
+        error.
 
         Args:
             folder: where the phase keeps its state; the session's where absent.
         """
 
         def step(batch: Batch, _epoch: int) -> dict[str, Tensor]:
-            return {"loss": self.task.loss(model(batch.inputs), batch.target)}
+            return self.losses(model, batch)[1]
 
         self.run(
             Phase(

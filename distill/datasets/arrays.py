@@ -55,6 +55,7 @@ class DatasetFile(BaseModel):
     ignore_label: int | None = None
     target_names: list[Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_]*$")]] | None = None
     target_units: list[str] | None = None
+    ordinal: list[float] | None = None
     modalities: dict[Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_]*$")], ModalityFile] = {}
     groups: dict[str, str] = {}
     split: str | None = None
@@ -278,7 +279,7 @@ def _explicit_split(folder: Path, about: DatasetFile, samples: int) -> NDArray[n
 
 def _check_values(folder: Path, arrays: Mapping[str, NDArray[Any]], truth: Target) -> str:
     """Refuses NaN and infinity; returns the sha256 over names, shapes and bytes."""
-    digest = hashlib.sha256(repr((truth.task, truth.names, truth.ignore_label)).encode())
+    digest = hashlib.sha256(repr((truth.task, truth.names, truth.ignore_label, *truth.ordinal)).encode())
     for _, block in blocks(truth.values):
         digest.update(block.tobytes())
     for name, array in sorted(arrays.items()):

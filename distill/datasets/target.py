@@ -32,6 +32,8 @@ class Description(Protocol):
     def target_names(self) -> Sequence[str] | None: ...
     @property
     def target_units(self) -> Sequence[str] | None: ...
+    @property
+    def ordinal(self) -> Sequence[float] | None: ...
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,7 @@ class Target:
         units: of the numbers, one per name.
         ignore_label: of pixels without a label.
         class_pixels: segmentation: ``(samples, classes)`` labelled pixels.
+        ordinal: regression: centres of the classes that the one number falls into, rising; empty where it has none.
     """
 
     task: str
@@ -53,6 +56,7 @@ class Target:
     units: tuple[str, ...] = ()
     ignore_label: int | None = None
     class_pixels: NDArray[np.int64] | None = None
+    ordinal: tuple[float, ...] = ()
 
 
 def read_target(path: Path, raw: NDArray[Any], about: Description, described: Path) -> Target:
@@ -101,6 +105,7 @@ def _require_fitting_keys(task: str, about: Description, described: Path) -> Non
         "ignore_label": task == SEGMENTATION,
         "target_names": task == REGRESSION,
         "target_units": task == REGRESSION,
+        "ordinal": task == REGRESSION,
     }
     for key, allowed in fits.items():
         if getattr(about, key) is not None and not allowed:
@@ -191,4 +196,22 @@ def _numbers(path: Path, raw: NDArray[Any], about: Description, described: Path)
     names = about.target_names or (["value"] if count == 1 else [f"value_{k}" for k in range(count)])
     if len(set(names)) < count:
         raise UserError("target_names has one name twice", where=described)
-    return Target(REGRESSION, values, tuple(names), tuple(about.target_units or [""] * count))
+    ordinal = tuple(about.ordinal or ())
+    if about.ordinal is not None:
+        _require_ordinal(path, values, ordinal, described)
+    return Target(REGRESSION, values, tuple(names), tuple(about.target_units or [""] * count), ordinal=ordinal)
+
+
+def _require_ordinal(path: Path, values: NDArray[np.float32], centres: tuple[float, ...], described: Path) -> None:
+    if values.shape[1] != 1:
+        raise UserError(f"ordinal is for one number, target.npy has {values.shape[1]} per sample", where=described)
+    if len(centres) < 2 or not np.isfinite(centres).all() or min(np.diff(centres)) <= 0:
+        raise UserError(f"ordinal must be two or more rising numbers, received {list(centres)}", where=described)
+    low, high = np.float32(centres[0]), np.float32(centres[-1])
+    bad = np.flatnonzero((values[:, 0] < low) | (values[:, 0] > high))
+    if len(bad):
+        raise UserError(
+            f"label {values[bad[0], 0]:g} of sample {bad[0]} is out of the ordinal range {low:g}..{high:g}",
+            where=path,
+            fix="drop that sample, or widen ordinal in dataset.yaml",
+        )

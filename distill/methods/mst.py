@@ -136,8 +136,9 @@ class MstDistill(Method):
         trained = {name: lab.frozen_logits(teacher) for name, teacher in teachers.items() if name not in learning}
 
         def step(batch: Batch, _epoch: int) -> dict[str, Tensor]:
-            logits = {name: model(batch.inputs) for name, model in models.items()}
-            losses = {f"task_{name}": task.loss(z, batch.target) for name, z in logits.items()}
+            alone = {name: lab.losses(model, batch) for name, model in models.items()}
+            logits = {name: z for name, (z, _) in alone.items()}
+            losses = {f"task_{name}": own["loss"] for name, (_, own) in alone.items()}
             targets = logits if options.mutual == "both" else {name: z.detach() for name, z in logits.items()}
             told = {name: answer.logits(batch) for name, answer in trained.items()}
             mutual = [

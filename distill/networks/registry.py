@@ -6,6 +6,7 @@ takes ``(input_shapes, num_outputs, **options)``, both by modality name, and set
 ``maskable`` lists dotted paths of layers whose output MST-Distill may mask, ``(batch, C)`` or
 ``(batch, C, ...)``. Features are float32; those of a text are token ids in int32, and their shape is a
 ``TokenShape``, which knows the size of the vocabulary. A network that reads them sets ``reads_tokens = True``.
+One that learns by more than the task's loss on its logits is ``SelfTaught``.
 """
 
 from __future__ import annotations
@@ -15,18 +16,38 @@ import inspect
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
 from distill.networks.auto import resolve
+from distill.tasks.base import Task
 from distill.tokens import TokenShape
 from mst_edge.core.errors import UserError, unknown_name
 from mst_edge.core.registry import Registry
 
 NETWORKS: Registry[nn.Module] = Registry("network", "distill.networks", "mst_edge.networks")
 _LARGE_INPUT = 1 << 19  # values of a sample
+
+
+@runtime_checkable
+class SelfTaught(Protocol):
+    """A network with an objective of its own, by which it learns wherever it would by the task's loss alone."""
+
+    def require_task(self, task: Task) -> None:
+        """Refuses a task that the objective is not made for.
+
+        Raises:
+            UserError: says what is missing; ``where`` is the option at fault, or empty.
+        """
+
+    def own_losses(self, inputs: Any, target: Tensor, task: Task) -> tuple[Tensor, dict[str, Tensor]]:
+        """Logits as ``forward`` gives them, and scalars by name; ``loss`` is minimised.
+
+        Args:
+            inputs: as ``forward`` takes them. target: as the task has it.
+        """
 
 
 @dataclass(frozen=True)
@@ -53,9 +74,13 @@ class Model:
 
     def __call__(self, inputs: Mapping[str, Tensor]) -> Tensor:
         """Logits from a dict of features."""
+        return self.module(self.taken(inputs))
+
+    def taken(self, inputs: Mapping[str, Tensor]) -> Any:
+        """Of a dict of features, what the network's ``forward`` takes."""
         if self.multimodal:
-            return self.module({name: inputs[name] for name in self.reads})
-        return self.module(inputs[self.reads[0]])
+            return {name: inputs[name] for name in self.reads}
+        return inputs[self.reads[0]]
 
     @property
     def maskable(self) -> tuple[str, ...]:

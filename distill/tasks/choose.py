@@ -25,7 +25,8 @@ def task_for(dataset: Dataset, train: NDArray[np.int64], class_weights: Tensor |
     truth, classes = dataset.truth, dataset.classes
     if dataset.task == REGRESSION:
         mean, deviation = dataset.target_statistics(train)
-        return Regression(torch.from_numpy(mean), torch.from_numpy(deviation), truth.names, truth.units)
+        shift, scale = torch.from_numpy(mean), torch.from_numpy(deviation)
+        return Regression(shift, scale, truth.names, truth.units, truth.ordinal)
     if dataset.task == SEGMENTATION:
         height, width = dataset.target.shape[1:]
         return Segmentation(len(classes), (height, width), class_weights, truth.ignore_label, classes)

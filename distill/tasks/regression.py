@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from distill.router import LinearRouter, NumberRouter, UniformRouter
 from distill.tasks.base import Meter, Task
+from distill.tasks.ordinal import OrdinalMeter
 from mst_edge.core.scoring import OutputSpec
 
 _TINY = 1e-12
@@ -23,6 +24,7 @@ class Regression(Task):
 
     Args:
         shift, scale: ``(outputs,)`` mean and standard deviation over the training split.
+        ordinal: centres of the classes that the one number falls into, rising; mostly none.
     """
 
     certainty = ("r2", "explains {:.0%} of the variance")
@@ -32,7 +34,14 @@ class Regression(Task):
         "mean": UniformRouter,
     }
 
-    def __init__(self, shift: Tensor, scale: Tensor, names: Sequence[str] = (), units: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        shift: Tensor,
+        scale: Tensor,
+        names: Sequence[str] = (),
+        units: Sequence[str] = (),
+        ordinal: Sequence[float] = (),
+    ) -> None:
         count = len(scale)
         super().__init__(
             OutputSpec(
@@ -40,6 +49,7 @@ class Regression(Task):
                 tuple(names or map(str, range(count))),
                 tuple(units or [""] * count),
                 scale=tuple(scale.tolist()),
+                ordinal=tuple(ordinal),
             )
         )
         self.shift, self.scale = shift.float(), scale.float()
@@ -95,6 +105,7 @@ class _NumberMeter:
         self._task = task
         self._count = 0
         self._sums = torch.zeros(7, task.num_outputs, dtype=torch.float64)
+        self._classes = OrdinalMeter(task.output.ordinal) if task.output.ordinal else None
 
     def add(self, logits: Tensor, target: Tensor) -> None:
         # Standardised, so that a large mean does not cancel the digits of the squares.
@@ -102,6 +113,8 @@ class _NumberMeter:
         self._count += len(y)
         rows = (y, z, y * y, z * z, y * z, (z - y).abs(), (z - y).square())
         self._sums += torch.stack([row.sum(dim=0) for row in rows])
+        if self._classes is not None:
+            self._classes.add(self._task.outputs(logits)[:, 0].cpu(), target[:, 0].cpu())
 
     def result(self) -> dict[str, float]:
         y, z, yy, zz, yz, absolute, squared = self._sums / self._count
@@ -120,4 +133,4 @@ class _NumberMeter:
         scale = self._task.scale.double()
         for name, mae, rmse in zip(self._task.output.names, absolute * scale, squared.sqrt() * scale, strict=True):
             metrics |= {f"mae_{name}": float(mae), f"rmse_{name}": float(rmse)}
-        return metrics
+        return metrics if self._classes is None else metrics | self._classes.result()

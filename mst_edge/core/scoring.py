@@ -6,7 +6,7 @@ Everything that judges a model (training, gate, comparison) asks a ``Scoring``; 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
@@ -33,6 +33,7 @@ class OutputSpec:
         units: of the numbers, one per name; empty strings where not stated. Empty for classes.
         ignore_label: class number of pixels without a label; nothing is counted there.
         scale: standard deviation of each number over the training split. Empty for classes.
+        ordinal: centres of the ordinal classes that the one number falls into, rising; mostly empty.
     """
 
     task: str
@@ -40,11 +41,12 @@ class OutputSpec:
     units: tuple[str, ...] = ()
     ignore_label: int | None = None
     scale: tuple[float, ...] = ()
+    ordinal: tuple[float, ...] = ()
 
     @classmethod
     def from_dict(cls, said: Mapping[str, Any]) -> OutputSpec:
         """From its JSON form."""
-        lists = {key: tuple(said[key]) for key in ("names", "units", "scale")}
+        lists = {key: tuple(said[key]) for key in ("names", "units", "scale", "ordinal")}
         return cls(task=said["task"], ignore_label=said["ignore_label"], **lists)
 
     @property
@@ -246,7 +248,7 @@ class NrmseScoring(Scoring):
         for name, unit in zip(self.output.names, self.output.units, strict=True):
             said = f"{name}, {unit}" if unit else name
             found += [Column(f"mae_{name}", f"MAE {said}", False), Column(f"rmse_{name}", f"RMSE {said}", False)]
-        return found
+        return [*found, *(Column(key, heading, False) for key, heading in ordinal_metrics(self.output.ordinal).items())]
 
     def spread(self, outputs: NDArray[np.floating[Any]]) -> float:
         """In units of the training split's deviations, each number about its own mean."""
@@ -258,6 +260,25 @@ class NrmseScoring(Scoring):
         """In units of the training split's deviations; what float32 cannot tell apart at that size is none."""
         apart = np.maximum(0, np.abs(one - other) - _ROUNDING * np.spacing(np.abs(other)))
         return float((apart / np.array(self.output.scale)).max())
+
+
+def ordinal_metrics(centres: Sequence[float]) -> dict[str, str]:
+    """Keys of the metrics of a number on an ordinal scale, and what people call them; none without a scale.
+
+    Those by the sign of a number, and the class rule of the CMU SDK, want whole numbers about 0 (``is_signed``).
+    """
+    count = len(centres)
+    found = {"acc_rounded": f"Acc-{count}"} if count else {}
+    if is_signed(centres):
+        found |= {"acc_sdk": f"Acc-{count} (SDK)", "acc2_has0": "Acc-2 has0", "f1_has0": "F1 has0"}
+        found |= {"acc2_non0": "Acc-2 non0", "f1_non0": "F1 non0"}
+    return found
+
+
+def is_signed(centres: Sequence[float]) -> bool:
+    """Whether these are the whole numbers from -n to n, n at least 1."""
+    most = len(centres) // 2
+    return most > 0 and tuple(centres) == tuple(range(-most, most + 1))
 
 
 SCORINGS: Mapping[str, type[Scoring]] = {

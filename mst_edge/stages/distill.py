@@ -240,6 +240,7 @@ def run_distill(recipe: Recipe, data: Data, run: RunFolder, lab: Lab, methods: M
         "diagnoses": [
             *diagnose(lab, recipe.distill.method, statistics, data.origin()),
             *memorised(teachers, lab.task.certainty),
+            *(note for insight in insights.values() for note in insight.get("notes", [])),
         ],
     }
     if lab.session.processes.first:
