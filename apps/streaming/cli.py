@@ -57,7 +57,7 @@ def parse(name: str, about: str | None, arguments: list[str], rule: Rule, gate: 
     )
     parser.add_argument("--no-gate", action="store_true", help="infer every window, silence too")
     parser.add_argument("--gain-db", type=float, default=0.0, help="make the input louder first")
-    said = parser.parse_args(arguments)
+    said = parser.parse_intermixed_args(arguments)  # FILE may stand behind options
     if not said.files and said.microphone is None:
         parser.error("give files, - for standard input, or --microphone")
     return Choices(

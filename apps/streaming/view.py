@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import sys
 from collections import deque
@@ -134,7 +135,12 @@ def view_of(bundle: Bundle, *, as_json: bool, live: bool | None = None) -> View:
     """JSON lines where asked for; else the live view in a terminal, and lines elsewhere."""
     if as_json:
         return JsonView(bundle)
-    return LiveView() if (sys.stdout.isatty() if live is None else live) else View()
+    if not (sys.stdout.isatty() if live is None else live):
+        return View()
+    if importlib.util.find_spec("rich") is None:
+        print("note: there is a live view with rich (pip install rich)", file=sys.stderr)
+        return View()
+    return LiveView()
 
 
 def line(event: Event) -> str:

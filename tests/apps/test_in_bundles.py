@@ -34,7 +34,7 @@ from tests.texts import make_texts
 CLASSES = OutputSpec("classification", ("a", "b"))
 NO_SYSTEMD = shutil.which("systemd-analyze") is None
 # What an app may import beside the standard library, numpy and what is carried: the extras of its own input.
-EXTRAS = {"numpy", "onnxruntime", "openvino", "tensorrt", "soundfile", "sounddevice", "PIL", "cv2", "av"}
+EXTRAS = {"rich", "numpy", "onnxruntime", "openvino", "tensorrt", "soundfile", "sounddevice", "PIL", "cv2", "av"}
 APPS = sorted(
     {app.name for app in [*carried._BY_KIND.values(), carried._EMOTION, carried._PREDICT] if carried._part(app.name)}
 )
