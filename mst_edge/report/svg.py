@@ -65,8 +65,8 @@ def scatter(
 ) -> str:
     """Points with error bars and labels, where they have one; ``front`` is joined by a line, limits are dashed lines.
 
-    ``y`` is shown in percent unless ``show`` puts it in words. ``x_limit`` is an upper limit; ``y_limit`` a lower one of
-    a share, or an upper one of an error that is better when lower. What lies beyond them is shaded.
+    ``y`` is shown in percent unless ``show`` puts it in words. ``x_limit`` is an upper limit; ``y_limit`` a lower one
+    of a share, or an upper one of an error that is better when lower. What lies beyond them is shaded.
     """
     xs = [point.x for point in points]
     in_view = x_limit if x_limit is not None and x_limit < 2.5 * max(xs) else None

@@ -62,41 +62,41 @@ def evolve(
     """Aging evolution (Real and others, AAAI 2019, algorithm 1), which DisWOT searches with: the best of a few drawn
     from the population has a child that differs in one thing; the child joins, and the oldest goes.
 
-    No member is rated twice; where all neighbours of a parent were, another member is drawn from anywhere. The same
-    seed and the same fitness give the same search, so that one which was interrupted is repeated from what it rated.
-    Children are rated a batch at a time, of which none is another's parent. It goes on until a member can be had.
+    No member is rated twice: a child that was before joins at once, which keeps what is good alive, and costs nothing.
+    Where that goes on for long, a member is drawn from anywhere. The same seed and the same fitness give the same
+    search, so that one which was interrupted is repeated from what it rated. Children are rated a batch at a time, of
+    which none is another's parent. It goes on until a member can be had.
 
     Returns:
         Why it ended.
     """
     random = Random(seed)
     living: deque[tuple[Fitness, T]] = deque(maxlen=population)
-    rated: set[T] = set()
+    rated: dict[T, Fitness | None] = {}
 
-    def fresh(propose: Callable[[], T], batch: Sequence[T]) -> T | None:
-        for propose_one in [propose] * _TRIES + [lambda: space.draw(random)] * _TRIES:
-            member = propose_one()
-            if member not in rated and member not in batch:
-                return member
-        return next((member for member in space if member not in rated and member not in batch), None)
-
-    def child() -> T:
-        if not living:
-            return space.draw(random)
-        contestants = random.sample(list(living), min(tournament, len(living)))
-        return space.mutated(max(contestants, key=lambda one: one[0])[1], random)
+    def fresh(batch: Sequence[T]) -> T:
+        for _ in range(_TRIES if len(rated) + len(batch) >= population and living else 0):
+            contestants = random.sample(list(living), min(tournament, len(living)))
+            child = space.mutated(max(contestants, key=lambda one: one[0])[1], random)
+            if child not in rated and child not in batch:
+                return child
+            known = rated.get(child)
+            if known is not None:
+                living.append((known, child))
+        for _ in range(_TRIES):
+            stranger = space.draw(random)
+            if stranger not in rated and stranger not in batch:
+                return stranger
+        return next(member for member in space if member not in rated and member not in batch)
 
     while len(rated) < min(budget.most, len(space)) or (not living and len(rated) < len(space)):
         if living and budget.out_of_time():
             return "time ran out"
-        young = len(rated) < population
         batch: list[T] = []
         for _ in range(min(_BATCH, max(1, budget.most - len(rated)), len(space) - len(rated))):
-            member = fresh((lambda: space.draw(random)) if young else child, batch)
-            if member is not None:
-                batch.append(member)
+            batch.append(fresh(batch))
         for member, fitness in zip(batch, rate(batch), strict=True):
-            rated.add(member)
+            rated[member] = fitness
             if fitness is not None:
                 living.append((fitness, member))
     if len(rated) == len(space):

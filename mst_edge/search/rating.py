@@ -106,6 +106,17 @@ class Rater:
             self._data[features] = prepare(self._sized(features), self._data_root)
         return self._data[features]
 
+    def require_size(self, features: Values, where: str) -> None:
+        """Makes sure that the student's front end takes these options.
+
+        Raises:
+            UserError: it does not.
+        """
+        try:
+            self.data(features)
+        except UserError as error:
+            raise UserError(error.problem, where=where, fix=error.fix) from error
+
     def prepared(self, features: Values = ()) -> tuple[Data, Lab]:
         """Data and lab for a size of the student's input."""
         if features not in self._labs:

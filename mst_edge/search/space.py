@@ -92,16 +92,18 @@ class Space:
             map(len, self._features.values())
         )
 
-    @property
-    def features(self) -> Mapping[str, tuple[Any, ...]]:
-        """Values that options of the front end may have."""
-        return self._features
-
     def __iter__(self) -> Iterator[Candidate]:
         for network, axes in self._networks.items():
             for options in itertools.product(*axes.values()):
                 for features in itertools.product(*self._features.values()):
                     yield self._candidate(network, dict(zip(axes, options, strict=True)), features)
+
+    def sizes(self) -> Iterator[tuple[Values, str]]:
+        """Options of the front end among which every value is, with the place in the recipe of the one that is new."""
+        start = {name: values[0] for name, values in self._features.items()}
+        for name, values in self._features.items():
+            for value in values:
+                yield tuple({**start, name: value}.items()), f"{_WHERE}.features.{name}"
 
     def one_by_one(self) -> Iterator[tuple[Candidate, str]]:
         """Candidates among which every value of every option is, with the place in the recipe of the value that is

@@ -96,6 +96,12 @@ class Study:
         """A candidate that can be built."""
         return next(one for one in self._space if one not in self._problems)
 
+    @property
+    def left_out(self) -> dict[Candidate, str]:
+        """Candidates that cannot be built, as far as is known by now, with the reason."""
+        rated = {candidate: rating.problem for candidate, rating in self._ratings.items() if rating.problem}
+        return {**self._problems, **rated}
+
     def run(self) -> dict[str, Any]:
         """Rates, measures, trains and chooses; writes search.json, .md, .svg and chosen.yaml and returns the first."""
         for candidate, problem in self._problems.items():
@@ -119,6 +125,8 @@ class Study:
         Raises:
             UserError: a value that no candidate can be built with.
         """
+        for features, where in self._space.sizes():
+            self._rater.require_size(features, where)
         if len(self._space) > _BUILT_AT_ONCE:
             for candidate, where in self._space.one_by_one():
                 self._rater.require(candidate, where)
@@ -245,7 +253,7 @@ class Study:
             "name": self._recipe.name,
             "recipe": self._recipe.to_dict(),
             "space": {"candidates": len(self._space), "rated": len(rows), "strategy": strategy, "ended": ended},
-            "left_out": [{"label": c.label, "problem": problem} for c, problem in self._left_out().items()],
+            "left_out": [{"label": c.label, "problem": problem} for c, problem in self.left_out.items()],
             "teacher": lab.main_teacher,
             "scoring": self._scoring.describe(),
             "targets": [self._target(bench, rows) for bench in self._benches],
@@ -265,10 +273,6 @@ class Study:
                 recipe_sha256=self._recipe.sha256(), data_sha256=data.dataset.fingerprint, seed=self._recipe.seed
             ),
         }
-
-    def _left_out(self) -> dict[Candidate, str]:
-        rated = {candidate: rating.problem for candidate, rating in self._ratings.items() if rating.problem}
-        return {**self._problems, **rated}
 
     def _front(self, rows: Sequence[Mapping[str, Any]], bench: Bench) -> list[str]:
         """Keys of candidates that no other beats in predicted latency and score."""
