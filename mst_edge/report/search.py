@@ -151,5 +151,4 @@ def _point(row: Row, target: str, chosen: bool) -> svg.Point:
     x, y, spread = row["predicted_ms"][target], row["score"], row["spread"] or 0.0
     named = chosen or target in row["front"]
     hover = f"{row['label']}: score {y:.4f}, {x:.3f} ms"
-    style = 0 if chosen else 2 if row["value"] is not None else 3
-    return svg.Point(row["label"] if named else "", x, y, y - spread, y + spread, style, chosen, hover)
+    return svg.Point(row["label"] if named else "", x, y, y - spread, y + spread, 0 if chosen else 3, chosen, hover)

@@ -170,6 +170,8 @@ def _axes(said: Mapping[str, Any], where: str) -> dict[str, tuple[Any, ...]]:
         if not every:
             raise UserError("expected at least one value", where=f"{where}.{name}", fix="name the values to try")
         for number, value in enumerate(every):
+            if isinstance(value, (list, dict)):
+                raise UserError(f"{value!r} is no single value", where=f"{where}.{name}", fix="list plain values")
             if value in every[:number]:
                 raise UserError(f"{value!r} is there twice", where=f"{where}.{name}", fix="name each value once")
         axes[name] = tuple(every)

@@ -110,7 +110,9 @@ class Study:
         rated = sorted(self._ratings.values(), key=self._order)
         rated = [rating for rating in rated if not rating.problem]
         self._watcher.step(f"{len(rated)} of {len(self._space)} candidates rated ({strategy}): {ended}")
-        proved = spread_out([rating.candidate for rating in rated], self._said.prove.candidates)
+        wanted = self._said.prove.candidates
+        fit = [rating for rating in rated if not rating.short_by(self._benches)]
+        proved = spread_out([rating.candidate for rating in (fit if len(fit) >= wanted else rated)], wanted)
         finalists = [rating.candidate for rating in rated[: self._said.finalists]]
         accuracies = {candidate: self._proved(candidate) for candidate in proved}
         measured = self._measured(list(dict.fromkeys([*finalists, *proved])))
@@ -240,7 +242,7 @@ class Study:
                 for one in self._benches
             }
             found = correlations(columns, [sign * row["value"] for row in proved])
-        verdict = judge_score(found, len(proved) if found else 0)
+        verdict = judge_score(found, len(proved))
         accurate = {row["key"]: None if row["value"] is None else sign * row["value"] for row in rows}
         whole = [{**row, "accuracy": accurate[row["key"]]} for row in rows if row["measured"] is not None]
         key, by, text = choose(whole, trusted=verdict["trusted"])

@@ -40,11 +40,12 @@ def judge_score(found: Mapping[str, Mapping[str, Any]], candidates: int) -> dict
         found: as ``correlations`` gave it, the score by the name ``score``.
         candidates: that were trained.
     """
-    if not candidates:
-        return {
-            "trusted": False,
-            "text": "no candidate was trained, so that nobody knows what the score is worth here; --prove 12 tells",
-        }
+    if candidates < 2:
+        count = "one candidate" if candidates else "no candidate"
+        text = (
+            f"{count} was trained, so that nobody knows what the score is worth here; --prove {LEAST_CANDIDATES} tells"
+        )
+        return {"trusted": False, "text": text}
     tau = found[SCORE]["kendall"]
     said = f"tau {tau['estimate']:+.2f}, 95 % interval {tau['low']:+.2f} to {tau['high']:+.2f}, {candidates} candidates"
     better = [

@@ -90,6 +90,7 @@ def test_a_settled_recipe_has_the_candidate_as_its_student_and_nothing_else_new(
         ("networks={tcn: {widht: [1]}}", "search.networks.tcn: unknown option of Tcn 'widht'; did you mean 'width'"),
         ("networks={tcn: {width: []}}", "search.networks.tcn.width: expected at least one value"),
         ("networks={tcn: {width: [1, 1]}}", "search.networks.tcn.width: 1 is there twice; name each value once"),
+        ("networks={tcn: {width: [[1]]}}", "search.networks.tcn.width: [1] is no single value; list plain values"),
         ("networks={fusion: {}}", "search.networks.fusion: reads several modalities; a student reads one"),
         ("networks={small_cnn: {}}", "search.networks.small_cnn: small_cnn: small_cnn cannot read features"),
         ("networks={tcn: {width: [1, wide]}}", "search.networks.tcn.width: tcn width=wide: tcn cannot read features"),
@@ -171,6 +172,7 @@ def test_a_score_is_trusted_only_where_it_orders_enough_candidates_better_than_w
         assert found["text"].startswith("the score is not recommended here: tau ")
         assert reason in found["text"]
     assert "no candidate was trained" in judge_score({}, 0)["text"]
+    assert "one candidate was trained" in judge_score({}, 1)["text"]
 
 
 def _row(key, score, short_by=0.0, accuracy=None):
