@@ -162,7 +162,7 @@ class Rater:
             return Rating(candidate, problem=error.problem)
         self.progress(f"scoring {candidate.label}")
         student, _ = self.student(candidate)
-        scores = [self._score(candidate, number) for number in range(self._said.initialisations)]
+        scores = [self.score(candidate, number) for number in range(self._said.initialisations)]
         return Rating(
             candidate,
             parameters=sum(weight.numel() for weight in student.network.parameters()),
@@ -171,7 +171,12 @@ class Rater:
             semantic=tuple(one.semantic for one in scores if one.semantic is not None),
         )
 
-    def _score(self, candidate: Candidate, number: int) -> Score:
+    def score(self, candidate: Candidate, number: int) -> Score:
+        """Its score at one initialisation.
+
+        Raises:
+            UserError: channels are to be compared, and it has not as many as the teacher.
+        """
         ids, teacher = self._teacher(number)
         _, lab = self.prepared(candidate.features)
         lab = _initialised(lab, number)

@@ -76,6 +76,9 @@ class Study:
                 where="teachers",
                 fix="name a larger network as teachers.unimodal",
             )
+        for candidate, _ in self._space.one_by_one() if self._said.similarity == "channels" else ():
+            if candidate not in self._problems:
+                self._rater.score(candidate, 0)
         self._scoring: Scoring = lab.task.scoring
         self._prover = Prover(
             recipe,

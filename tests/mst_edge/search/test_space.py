@@ -95,6 +95,7 @@ def test_a_settled_recipe_has_the_candidate_as_its_student_and_nothing_else_new(
         ("networks={small_cnn: {}}", "search.networks.small_cnn: small_cnn: small_cnn cannot read features"),
         ("networks={tcn: {width: [1, wide]}}", "search.networks.tcn.width: tcn width=wide: tcn cannot read features"),
         ("features={mels: [24]}", "search.features.mels: unknown option 'mels'"),
+        ("similarity=channels", "search.similarity: tcn width=0.25: 128 and 16 channels cannot be compared one by one"),
         ("prove.method=lone", "search.prove.method: lone distils nothing, so it proves nothing; use kd"),
         ("prove.method=kdd", "search.prove.method: unknown method 'kdd'; did you mean 'kd'"),
         ("prove.epochs=1", "search.prove.epochs: Input should be greater than or equal to 2"),
