@@ -20,6 +20,8 @@ from distill.tasks import Task
 from distill.training.features import Batch
 from mst_edge.core.errors import UserError
 
+_WITH_CLASSES = ("classification", "segmentation")
+
 
 @dataclass(frozen=True)
 class Readout:
@@ -144,7 +146,7 @@ def read(model: Model, task: Task, batch: Batch) -> Readout:
             )
         features = seen.read if seen.map is None or model.multimodal else seen.map
         classes = None
-        if task.output.task != "regression":
+        if task.output.task in _WITH_CLASSES:
             weight = seen.last.weight
             (gradient,) = torch.autograd.grad(task.loss(logits, batch.target), [weight])
             classes = gradient.flatten(1).double()
