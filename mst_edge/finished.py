@@ -19,6 +19,7 @@ from mst_edge.pipeline import Watcher
 from mst_edge.recipe import Recipe, load_recipe
 from mst_edge.report.page import write_report
 from mst_edge.run_folder import RunFolder
+from mst_edge.search.stage import settled_by
 from mst_edge.stages import variants
 from mst_edge.stages.board import made_of
 from mst_edge.stages.data import prepare
@@ -168,7 +169,7 @@ def _open(path: Path) -> tuple[RunFolder, Recipe, dict[str, Any]]:
             where=path,
             fix="finish the run with `mst-edge run RECIPE --out DIR --resume`, or give a MODEL.onnx",
         )
-    return run, load_recipe(run.recipe_file), done
+    return run, settled_by(run, load_recipe(run.recipe_file)), done
 
 
 def _teaching(

@@ -15,6 +15,9 @@ from mst_edge.front import summary
 from mst_edge.recipe import Recipe
 from mst_edge.report.page import write_report
 from mst_edge.run_folder import RunFolder
+from mst_edge.search.stage import STAGE as SEARCH
+from mst_edge.search.stage import run_search, said_of
+from mst_edge.search.study import SearchOptions
 from mst_edge.stages import deploy, variants
 from mst_edge.stages.data import Data, prepare
 from mst_edge.stages.distill import STAGE as DISTILL
@@ -67,7 +70,8 @@ def run_recipe(recipe: Recipe, run: RunFolder, options: RunOptions, watcher: Wat
         return _run(recipe, run, options, watcher)
 
 
-def _run(recipe: Recipe, run: RunFolder, options: RunOptions, watcher: Watcher) -> dict[str, Any]:
+def _run(asked: Recipe, run: RunFolder, options: RunOptions, watcher: Watcher) -> dict[str, Any]:
+    recipe = asked
     targets = [get_target(name) for name in recipe.targets]  # fail on a wrong name before training
     for name in recipe.goals.targets:
         get_target(name)
@@ -81,6 +85,9 @@ def _run(recipe: Recipe, run: RunFolder, options: RunOptions, watcher: Watcher) 
     processes.wait()  # till all have seen the folder as it was
     if processes.first:
         remove_leftovers(run.path)
+    recipe = run_search(
+        asked, run, SearchOptions(options.data_root, options.device, quiet=True), processes.size, watcher
+    )
     watcher.stage("data")
     with processes.first_alone():
         data = prepare(recipe, options.data_root)
@@ -93,7 +100,7 @@ def _run(recipe: Recipe, run: RunFolder, options: RunOptions, watcher: Watcher) 
             check_training(recipe, data, lab, methods)
         watcher.stage("distill")
         if processes.first:
-            run.keep_recipe(recipe)
+            run.keep_recipe(asked)
         trained = run_distill(recipe, data, run, lab, methods)
     disconnect(processes)
     if not processes.first:
@@ -113,7 +120,8 @@ def _run(recipe: Recipe, run: RunFolder, options: RunOptions, watcher: Watcher) 
         "name": recipe.name,
         "recipe": recipe.to_dict(),
         "data": data.summary(),
-        "distill": trained,
+        "search": run.stage_result(SEARCH),
+        "distill": {**trained, "diagnoses": [*said_of(run), *trained["diagnoses"]]},
         "variants": made["variants"],
         "skipped_schemes": made["skipped"],
         "sensitivity": made["sensitivity"],

@@ -20,6 +20,7 @@ from distill.networks.registry import Model
 from distill.training.features import Batch
 from distill.training.phase import Silent
 from mst_edge.recipe import Recipe
+from mst_edge.search.space import Space
 from mst_edge.stages.data import Data, prepare
 from mst_edge.stages.distill import checked_methods, make_lab, needs_teachers, pick_device
 from targets.target import get_target, require_runtimes
@@ -27,6 +28,8 @@ from targets.target import get_target, require_runtimes
 _STEPS = 4
 # Export, quantization, loading and measuring, per build; taken long enough for small students.
 _SECONDS_PER_BUILD = 6.0
+# Of a search, per candidate: its scores, and the blocks that no other had before.
+_SECONDS_PER_RATING = 5.0
 
 
 @dataclass(frozen=True)
@@ -94,6 +97,7 @@ def make_plan(recipe: Recipe, data_root: Path | None, device: str) -> Plan:
     for method in methods.values():
         work += method.workload()
     steps = [Step("data", f"{len(data.dataset)} samples, split and featurised (done now)", prepared)]
+    steps += _search_steps(recipe, costs, len(data.splits["train"]))
     steps += [_training_step(phase, costs, len(data.splits["train"])) for phase in work]
     for target in targets:
         if not target.spec.on_host:
@@ -139,6 +143,18 @@ def _training_step(work: Workload, costs: dict[str, tuple[float, float]], sample
     per_sample = sum(costs[name][0] for name in work.trained) + sum(costs[name][1] for name in work.forward)
     who = ", ".join(dict.fromkeys([*work.trained, *work.forward]))
     return Step(work.phase, f"{work.epochs} epochs of {samples} samples: {who}", work.epochs * samples * per_sample)
+
+
+def _search_steps(recipe: Recipe, costs: dict[str, tuple[float, float]], samples: int) -> list[Step]:
+    """Of a search, with the recipe's own student standing for all candidates."""
+    if recipe.search is None:
+        return []
+    said, space = recipe.search, Space(recipe.search)
+    rated, proved = min(len(space), said.candidates), min(len(space), said.prove.candidates)
+    per_sample = costs["student"][0] + sum(cost[1] for name, cost in costs.items() if name != "student")
+    seconds = rated * _SECONDS_PER_RATING + (said.finalists + proved) * _SECONDS_PER_BUILD
+    what = f"{rated} of {len(space)} candidates rated, {proved} trained for {said.prove.epochs} epochs"
+    return [Step("search", what, seconds + proved * said.prove.epochs * samples * per_sample)]
 
 
 def _disk_mb(recipe: Recipe, data: Data, models: dict[str, Model]) -> float:

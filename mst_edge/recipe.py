@@ -102,6 +102,34 @@ class OptimizerSection(Section):
     schedule: Literal["constant", "cosine"] = "cosine"
 
 
+class ProveSection(Section):
+    """Candidates that are really trained: how many, by which method, for how many epochs. 0 trains none."""
+
+    candidates: int = Field(12, ge=0)
+    method: str = "kd"
+    epochs: int = Field(6, ge=2)
+
+
+class SearchSection(Section):
+    """Students to choose from before the chosen one is trained.
+
+    ``networks`` holds by name of a network its options, ``features`` options of the student's front end, each with the
+    value or the list of values that it may have. ``candidates`` and ``minutes`` end an evolution. Limits of latency and
+    size are those of ``goals``.
+    """
+
+    networks: dict[str, dict[str, Any]] = Field(min_length=1)
+    features: dict[str, Any] = {}
+    strategy: Literal["auto", "exhaustive", "evolution"] = "auto"
+    similarity: Literal["classes", "channels"] = "classes"
+    initialisations: Count = 3
+    samples: int = Field(64, ge=2)
+    candidates: Count = 100
+    minutes: Positive = 30.0
+    finalists: Count = 4
+    prove: ProveSection = ProveSection()
+
+
 class DistillSection(Section):
     """The method and its budget.
 
@@ -223,6 +251,7 @@ class Recipe(Section):
     dataset: DatasetSection
     modalities: dict[str, dict[str, Any]] = {}
     student: StudentSection
+    search: SearchSection | None = None
     teachers: TeachersSection = TeachersSection()
     distill: DistillSection = DistillSection()
     quantize: QuantizeSection = QuantizeSection()

@@ -22,7 +22,7 @@ from distill.methods.base import METHODS
 from distill.networks.registry import NETWORKS, NetworkChoice, build_model
 from distill.tokens import TokenShape
 from mst_edge.capabilities import markdown
-from mst_edge.recipe import Recipe, load_recipe
+from mst_edge.recipe import Recipe, SearchSection, load_recipe
 from quantize.ranges import CalibratorChoice
 from quantize.schemes.base import SCHEMES
 from tests.conftest import ROOT
@@ -104,6 +104,15 @@ def test_the_page_of_recipe_keys_is_complete_and_shows_the_defaults(tmp_path):
         else:
             assert key in said, f"{key} is not on the page"
             assert documented[key] == value, key
+
+
+def test_the_page_of_search_shows_every_key_with_its_default():
+    block = re.search(r"```yaml\nsearch:\n.*?```", (ROOT / "docs" / "search.md").read_text(encoding="utf-8"), re.DOTALL)
+    assert block
+    said = yaml.safe_load(block[0].removeprefix("```yaml").removesuffix("```"))["search"]
+    defaults = SearchSection(networks=said["networks"]).model_dump(mode="json")
+    assert {**said, "features": {}} == defaults
+    SearchSection(**said)
 
 
 _DENSE = {"segnet", "fusenet", "small_unet", "map_fusion"}

@@ -64,6 +64,7 @@ _HEAVY = {"torch", "onnxruntime", "openvino", "numpy", "sklearn"}
         ([], "Commands", {*_HEAVY, "pydantic"}),
         (["run"], "--dry-run", _HEAVY),  # typer itself takes pydantic to describe a command's options
         (["compare"], "--ablations", _HEAVY),
+        (["search"], "--prove", _HEAVY),
         (["quantize"], "--allow-random", {*_HEAVY, "onnx"}),
         (["deploy"], "--calibration", {*_HEAVY, "onnx"}),
         (["profile"], "--protocol", {*_HEAVY, "onnx"}),

@@ -17,6 +17,7 @@ from mst_edge.cli import (
     commands_doctor,
     commands_quantize,
     commands_run,
+    commands_search,
 )
 from mst_edge.core.errors import ExitCode, UserError
 from mst_edge.core.extras import EXTRA_OF, missing_module
@@ -31,6 +32,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 commands_run.register(app)
+commands_search.register(app)
 commands_quantize.register(app)
 commands_data.register(app)
 commands_bundle.register(app)
@@ -47,7 +49,9 @@ def main() -> None:
         sys.exit(ExitCode.USER_ERROR)
     except SystemExit as ended:
         if ended.code == ExitCode.INTERRUPTED:  # Typer turns Ctrl-C into this code, without a word
-            typer.echo("interrupted; continue a run with --resume, a comparison with the same command", err=True)
+            typer.echo(
+                "interrupted; continue a run with --resume, a search too, a comparison with the same command", err=True
+            )
         raise
     except BrokenPipeError:
         # Whoever read our output (head, less) has seen enough.

@@ -204,7 +204,7 @@ class _Seed:
             self._say(f"{title} done already")
             return earlier
         self._say(title)
-        answer = _run(request)
+        answer = run_apart(request)
         if "needs" in answer:
             return str(answer["needs"])
         trial = request.finished()
@@ -212,7 +212,13 @@ class _Seed:
         return trial
 
 
-def _run(request: Request) -> dict[str, Any]:
+def run_apart(request: Request) -> dict[str, Any]:
+    """Trains what is asked for in a process of its own; its answer names a teacher that it ``needs`` first, if any.
+
+    Raises:
+        UserError: what is wrong with recipe or data.
+        TrialError: the process ended without an answer, or by a bug.
+    """
     command = [sys.executable, "-m", "mst_edge.compare.trial", request.to_json()]
     # The process ends itself when its standard input closes, whatever becomes of this one.
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:

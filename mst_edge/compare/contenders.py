@@ -65,7 +65,7 @@ def choose(said: str | None, recipe: Recipe, lab: Lab, *, with_ablations: bool) 
     """
     wanted = [recipe.distill.method, *recipe.distill.compare] if said is None else _names(said, lab.task.name)
     labels = list(dict.fromkeys([LONE, *wanted]))
-    found = [_contender(label, recipe) for label in labels]
+    found = [contender_of(label, recipe) for label in labels]
     _require_distinct(found)
     methods = [METHODS.get(contender.method)(lab, contender.parsed_options()) for contender in found]
     for method in methods:
@@ -86,7 +86,7 @@ def _names(said: str, task: str) -> list[str]:
     return [known for name in names for known in (fitting if name == "all" else [name])]
 
 
-def _contender(label: str, recipe: Recipe) -> Contender:
+def contender_of(label: str, recipe: Recipe) -> Contender:
     """Options as the recipe says for its own method, defaults for others; a preset replaces the recipe's."""
     name, _, preset = label.partition(":")
     if "." in name:

@@ -23,6 +23,7 @@ KINDS: Mapping[str, str] = {
     "features": "what front ends made of samples",
     "tables": "what frozen networks said of training and validation samples",
     "builds": "models that runtimes compiled here and ran once",
+    "blocks": "how long blocks of networks take here",
     "timings": "how long kernels took when TensorRT chose among them",
 }
 _ABOUT = "about.json"

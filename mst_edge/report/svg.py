@@ -59,13 +59,14 @@ def scatter(
     x_limit: float | None = None,
     y_limit: float | None = None,
     higher_is_better: bool = True,
+    show: Callable[[float], str] | None = None,
     width: int = 826,
     height: int = 340,
 ) -> str:
-    """Points with error bars and labels; ``front`` is joined by a line, limits are dashed lines.
+    """Points with error bars and labels, where they have one; ``front`` is joined by a line, limits are dashed lines.
 
-    ``y`` is shown in percent. ``x_limit`` is an upper limit; ``y_limit`` a lower one of a share, or an upper one of
-    an error that is better when lower. What lies beyond them is shaded.
+    ``y`` is shown in percent unless ``show`` puts it in words. ``x_limit`` is an upper limit; ``y_limit`` a lower one
+    of a share, or an upper one of an error that is better when lower. What lies beyond them is shaded.
     """
     xs = [point.x for point in points]
     in_view = x_limit if x_limit is not None and x_limit < 2.5 * max(xs) else None
@@ -73,12 +74,12 @@ def scatter(
     low_y = min([*(point.low for point in points), *([y_limit] if y_limit is not None else [])])
     high_y = max([*(point.high for point in points), *([y_limit] if y_limit and not higher_is_better else [])])
     ceiling = 1.0 if higher_is_better else math.inf
-    pad = max(0.005, 0.08 * (high_y - low_y))
+    pad = max(0.005, 0.08 * (high_y - low_y)) if show is None else 0.08 * (high_y - low_y) or 1e-3
     bounds = (0.0, top_x * 1.12)
     rows = _label_rows(_Frame(width, height, bounds, (0, 1)), points)
-    top = _TOP + _LABEL_STEP * (max(row for _, row in rows.values()) + 1) + 6
+    top = _TOP + _LABEL_STEP * (max((row for _, row in rows.values()), default=-1) + 1) + 6
     frame = _Frame(width, height, bounds, (low_y - pad, min(ceiling, high_y + pad)), top)
-    parts = [_axes(frame, x_label, y_label, lambda v: f"{v:g}", _percent(frame.y))]
+    parts = [_axes(frame, x_label, y_label, lambda v: f"{v:g}", show or _percent(frame.y))]
     if in_view is not None:
         parts.append(_limit_x(frame, in_view))
     if y_limit is not None:
@@ -86,7 +87,7 @@ def scatter(
     if len(front) > 1:
         path = " ".join(f"{frame.px(x):.1f},{frame.py(y):.1f}" for x, y in front)
         parts.append(f'<polyline class="front" points="{path}"/>')
-    parts += [_label(frame, point, *rows[index]) for index, point in enumerate(points)]
+    parts += [_label(frame, points[index], *row) for index, row in sorted(rows.items())]
     parts += [_point(frame, point) for point in points]
     return _svg(width, height, parts)
 
@@ -107,7 +108,7 @@ def _label_rows(frame: _Frame, points: Sequence[Point]) -> dict[int, tuple[float
     """Per point the middle of its label and the row above the plot where it touches no other."""
     ends: list[float] = []
     placed = {}
-    for index in sorted(range(len(points)), key=lambda i: points[i].x):
+    for index in sorted((i for i, point in enumerate(points) if point.label), key=lambda i: points[i].x):
         wide = _LETTER_PX * len(points[index].label)
         middle = min(max(frame.px(points[index].x), _LEFT + wide / 2), frame.width - _RIGHT - wide / 2)
         row = next((r for r, end in enumerate(ends) if end + 10 < middle - wide / 2), len(ends))

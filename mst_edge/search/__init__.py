@@ -1,0 +1,1 @@
+"""``mst-edge search``: which student to train, chosen before it is trained."""
