@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from distill.datasets.raw import hdf5
 from distill.datasets.raw.hdf5 import Hdf5File
-from distill.datasets.readers import finite
 from distill.datasets.sources import Source
 from mst_edge.core.errors import UserError
 
@@ -71,10 +71,7 @@ def read_sequences(path: Path, modality: str) -> Iterator[NDArray[np.float32]]:
     Raises:
         UserError: one holds NaN or infinity.
     """
-    with Hdf5File(path) as file:
-        for part in _PARTS:
-            for row in finite(file.rows(f"{part}/{modality}"), f"{part}/{modality}", path):
-                yield row.astype(np.float32)
+    return hdf5.read_features(path, [f"{part}/{modality}" for part in _PARTS])
 
 
 def feature_source(name: str) -> Source:

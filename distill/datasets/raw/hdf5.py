@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
+from distill.datasets.readers import finite
 from mst_edge.core.errors import UserError
 from mst_edge.core.extras import require_modules
 
@@ -88,6 +89,18 @@ class Hdf5File:
 
     def __exit__(self, *_: object) -> None:
         self._file.close()
+
+
+def read_features(path: Path, names: Iterable[str]) -> Iterator[NDArray[np.float32]]:
+    """Rows of the arrays ``names``, one array after another.
+
+    Raises:
+        UserError: there is no such array, or one holds NaN or infinity.
+    """
+    with Hdf5File(path) as file:
+        for name in names:
+            for row in finite(file.rows(name), name, path):
+                yield row.astype(np.float32)
 
 
 def _refuse_pickle(path: Path) -> None:

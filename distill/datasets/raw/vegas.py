@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from distill.datasets.raw import hdf5
 from distill.datasets.raw.hdf5 import Hdf5File
-from distill.datasets.readers import finite
 from distill.datasets.sources import Source
 from mst_edge.core.errors import UserError
 
@@ -63,10 +63,7 @@ def read_features(path: Path, modality: str) -> Iterator[NDArray[np.float32]]:
     Raises:
         UserError: one holds NaN or infinity.
     """
-    with Hdf5File(path) as file:
-        for part in _PARTS:
-            for row in finite(file.rows(f"{modality}_{part}"), f"{modality}_{part}", path):
-                yield row.astype(np.float32)
+    return hdf5.read_features(path, [f"{modality}_{part}" for part in _PARTS])
 
 
 def _check(path: Path) -> None:
