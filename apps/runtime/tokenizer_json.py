@@ -112,6 +112,12 @@ class JsonTokenizer:
         """Whether ``ids`` are those of an empty text."""
         return bool(np.array_equal(ids, self.encode("")[0]))
 
+    def spelt(self, ids: NDArray[Any]) -> list[str]:
+        """The tokens as the vocabulary writes them, without those that fill up."""
+        added = {token["content"]: token["id"] for token in self.record["added_tokens"] or []}
+        names = {number: token for token, number in {**self.record["model"]["vocab"], **added}.items()}
+        return [names.get(int(token), "") for token in ids if token != self.padding]
+
     def _tokens(self, text: str) -> Iterator[int]:
         for part in self._added.split(text):
             if isinstance(part, int):
