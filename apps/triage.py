@@ -21,7 +21,7 @@ from apps.runtime import Bundle, BundleError, memory_mb
 from apps.runtime.answers import softmax
 from apps.runtime.lines import FORMATS, Line, format_of, open_texts, read_lines
 from apps.runtime.terminal import printable
-from apps.runtime.tokenizer import Tokenizer
+from apps.runtime.tokenizer import AnyTokenizer
 
 UNSURE = "?"
 TOO_LONG, EMPTY = "longer than what the student reads", "empty"
@@ -160,7 +160,7 @@ def main(arguments: list[str]) -> int:
 
 
 def judge(
-    bundle: Bundle, tokenizer: Tokenizer, thresholds: Thresholds, batch: Sequence[tuple[str, Line]]
+    bundle: Bundle, tokenizer: AnyTokenizer, thresholds: Thresholds, batch: Sequence[tuple[str, Line]]
 ) -> Iterator[Judged]:
     """What each text of a batch is about. Nothing to read (padding alone) is ``UNSURE``, whatever the student says."""
     encoded = [tokenizer.encode(line.text) for _, line in batch]
@@ -169,8 +169,8 @@ def judge(
         order = np.argsort(-share, kind="stable")
         probabilities = {bundle.manifest.labels[k]: float(share[k]) for k in order}
         best = bundle.manifest.labels[order[0]]
-        odd = (*line.odd, *((TOO_LONG,) if cut else ()), *(() if ids.any() else (EMPTY,)))
-        category = thresholds.category(best, probabilities[best]) if ids.any() else UNSURE
+        odd = (*line.odd, *((TOO_LONG,) if cut else ()), *((EMPTY,) if tokenizer.says_nothing(ids) else ()))
+        category = UNSURE if tokenizer.says_nothing(ids) else thresholds.category(best, probabilities[best])
         yield Judged(source, line, odd, category, best, probabilities)
 
 

@@ -23,7 +23,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import apps.runtime.tokenizer as tokenizer_module
-from apps.runtime.tokenizer import FIRST_MERGE, TOKENIZER, Tokenizer, parse_tokenizer, read_tokenizer
+import apps.runtime.tokenizer_json as tokenizer_json_module
+from apps.runtime.tokenizer import FIRST_MERGE, TOKENIZER, AnyTokenizer, Tokenizer, parse_tokenizer, read_tokenizer
+from apps.runtime.tokenizer_json import JsonTokenizer
 from distill import tokens as tokens_module
 from distill.datasets.spec import Kind, ModalitySpec
 from distill.tokens import TokenShape, learn_merges
@@ -53,14 +55,14 @@ class Frontend(nn.Module):
     graph_shape: tuple[int, ...]
     graph_dtype: str
     feature_shape: tuple[int, ...]
-    tokenizer: Tokenizer | None = None
+    tokenizer: AnyTokenizer | None = None
     pinned = False
 
     def host(self, raw: NDArray[Any]) -> NDArray[Any]:
         """What reaches the graph, ``(batch, *graph_shape)``, of samples as ``Dataset.read`` delivers them."""
         return raw
 
-    def use(self, tokenizer: Tokenizer) -> None:
+    def use(self, tokenizer: AnyTokenizer) -> None:
         """Takes a tokenizer that was fitted before."""
         raise TypeError(f"{type(self).__name__} has no tokenizer")
 
@@ -353,19 +355,27 @@ class TokenizerOptions:
         vocabulary: most token ids; the tokenizer has fewer where the training texts hold fewer patterns.
         max_tokens: ids per sample: shorter texts are padded, longer ones lose their end.
         lower_case: whether case is ignored.
+        tokenizer: ``hf:path-or-name`` takes that model's own; ``vocabulary`` and ``lower_case`` are its matter then.
     """
 
     vocabulary: int = 2000
     max_tokens: int = 64
     lower_case: bool = True
+    tokenizer: str = ""
 
 
 class TokenIds(Frontend):
-    """Texts to token ids ``(B, max_tokens)`` int32, by a tokenizer fitted on training texts; all on the host."""
+    """Texts to token ids ``(B, max_tokens)`` int32, by a tokenizer fitted on training texts, or by a language model's
+    own, which is pinned; all on the host."""
 
     kind = Kind.TEXT
     Options = TokenizerOptions
-    code = (Path(__file__), Path(tokens_module.__file__), Path(tokenizer_module.__file__))
+    code = (
+        Path(__file__),
+        Path(tokens_module.__file__),
+        Path(tokenizer_module.__file__),
+        Path(tokenizer_json_module.__file__),
+    )
     feature_dtype = "int32"
     graph_dtype = "int32"
 
@@ -383,15 +393,17 @@ class TokenIds(Frontend):
         self.graph_shape = (options.max_tokens,)
         self.feature_shape = TokenShape(options.max_tokens, options.vocabulary)
 
-    def use(self, tokenizer: Tokenizer) -> None:
+    def use(self, tokenizer: AnyTokenizer) -> None:
         """Takes a fitted tokenizer; ids are below its vocabulary from then on."""
         self.tokenizer = tokenizer
-        self.feature_shape = TokenShape(tokenizer.max_tokens, tokenizer.vocabulary)
+        own = (tokenizer.padding, tokenizer.identity) if isinstance(tokenizer, JsonTokenizer) else ()
+        self.feature_shape = TokenShape(tokenizer.max_tokens, tokenizer.vocabulary, *own)
 
     def fit(self, blocks: Iterable[Any]) -> None:
         if self.pinned:
             return
         options = self._options
+        assert not options.tokenizer, "a model's own tokenizer is pinned first"
         texts = (str(text) for block in blocks for text in block)
         merges = learn_merges(texts, options.vocabulary, lower_case=options.lower_case)
         self.use(Tokenizer(merges, options.max_tokens, options.lower_case))
@@ -436,7 +448,7 @@ def frontend_options(kind: Kind) -> type:
     return _BY_KIND[kind].Options
 
 
-def make_frontend(spec: ModalitySpec, options: object, tokenizer: Tokenizer | None = None) -> Frontend:
+def make_frontend(spec: ModalitySpec, options: object, tokenizer: AnyTokenizer | None = None) -> Frontend:
     """The front end for a modality; ``options`` is an instance of ``frontend_options(spec.kind)``.
 
     Args:

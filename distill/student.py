@@ -13,7 +13,7 @@ import yaml
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from apps.runtime.tokenizer import TOKENIZER, Tokenizer, read_tokenizer
+from apps.runtime.tokenizer import TOKENIZER, AnyTokenizer, read_tokenizer
 from distill.datasets.spec import Kind, ModalitySpec
 from distill.frontends import frontend_options, make_frontend
 from distill.networks.registry import NetworkChoice, build_model
@@ -40,7 +40,7 @@ class StudentSpec:
     output: OutputSpec
     map_size: tuple[int, int] | None = None
     facts: dict[str, Any] = field(default_factory=dict)
-    tokenizer: Tokenizer | None = None
+    tokenizer: AnyTokenizer | None = None
 
 
 class InUnits(nn.Module):

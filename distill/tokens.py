@@ -14,13 +14,20 @@ _FEWEST = 2  # a pair seen once is no pattern
 
 
 class TokenShape(tuple[int, ...]):
-    """The feature shape ``(max_tokens,)`` of token ids: whole numbers below ``vocabulary``, 0 for padding."""
+    """The feature shape ``(max_tokens,)`` of token ids: whole numbers below ``vocabulary``.
+
+    Attributes:
+        padding: the id that fills up.
+        identity: of a language model's own tokenizer, a hash of all but ``max_tokens``; empty for one fitted here.
+    """
 
     vocabulary: int
+    padding: int
+    identity: str
 
-    def __new__(cls, max_tokens: int, vocabulary: int) -> TokenShape:
+    def __new__(cls, max_tokens: int, vocabulary: int, padding: int = 0, identity: str = "") -> TokenShape:
         shape = super().__new__(cls, (max_tokens,))
-        shape.vocabulary = vocabulary
+        shape.vocabulary, shape.padding, shape.identity = vocabulary, padding, identity
         return shape
 
 

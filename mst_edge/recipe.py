@@ -289,7 +289,18 @@ def load_recipe(path: Path, overrides: Sequence[str] = (), targets: Sequence[str
         _apply(raw, override)
     if targets:
         raw["targets"] = list(targets)
-    return _with_absolute_paths(parse(Recipe, raw, where=path), path.parent)
+    return _with_absolute_paths(parse(Recipe, _with_absolute_models(raw, path.parent), where=path), path.parent)
+
+
+def _with_absolute_models(said: Any, beside: Path) -> Any:
+    """What a recipe says, ``hf:folder`` made absolute wherever there is such a folder beside its file."""
+    if isinstance(said, dict):
+        return {key: _with_absolute_models(value, beside) for key, value in said.items()}
+    if isinstance(said, list):
+        return [_with_absolute_models(value, beside) for value in said]
+    if isinstance(said, str) and said.startswith("hf:") and (beside / said.removeprefix("hf:")).is_dir():
+        return f"hf:{(beside / said.removeprefix('hf:')).resolve()}"
+    return said
 
 
 def _with_absolute_paths(recipe: Recipe, beside: Path) -> Recipe:

@@ -22,7 +22,7 @@ from .machine import settings_here
 from .manifest import MANIFEST, BuildEntry, Manifest, inside, read_manifest
 
 if TYPE_CHECKING:
-    from .tokenizer import Tokenizer
+    from .tokenizer import AnyTokenizer
 
 _BUILD_FOR_IT = "the runtime or CPU differs from where it was packed: build the bundle for this machine"
 
@@ -37,7 +37,7 @@ class Bundle:
         self.notes: list[str] = []
         self._engine: Engine | None = None
         self._wanted: BuildEntry | None = None
-        self._tokenizer: Tokenizer | None = None
+        self._tokenizer: AnyTokenizer | None = None
         self._cleanup = contextlib.ExitStack()
 
     @classmethod
@@ -109,7 +109,7 @@ class Bundle:
         return sorted(self.manifest.builds, key=lambda build: build.id != first)
 
     @property
-    def tokenizer(self) -> Tokenizer | None:
+    def tokenizer(self) -> AnyTokenizer | None:
         """What makes token ids of a text; None where the student reads something else."""
         if self._tokenizer is None and self.manifest.input.tokenizer is not None:
             from .tokenizer import read_tokenizer
@@ -133,7 +133,7 @@ class Bundle:
         """
         return encode_text(text, self.require_text(), name)
 
-    def require_text(self) -> Tokenizer:
+    def require_text(self) -> AnyTokenizer:
         """The tokenizer of a student that reads text.
 
         Raises:

@@ -16,7 +16,7 @@ from .images import decode_image, read_image
 from .manifest import InputSpec
 
 if TYPE_CHECKING:
-    from .tokenizer import Tokenizer
+    from .tokenizer import AnyTokenizer
 
 _MAX_TEXT_BYTES = 16 << 20
 _MAX_ARRAY_BYTES = 1 << 30
@@ -30,7 +30,7 @@ class Sample:
     notes: tuple[str, ...] = ()
 
 
-def read_sample(path: str | Path, spec: InputSpec, tokenizer: Tokenizer | None = None) -> Sample:
+def read_sample(path: str | Path, spec: InputSpec, tokenizer: AnyTokenizer | None = None) -> Sample:
     """Reads wav (and what soundfile reads), pictures, text, or ``.npy`` arrays, by the input's kind.
 
     Args:
@@ -51,7 +51,7 @@ def read_sample(path: str | Path, spec: InputSpec, tokenizer: Tokenizer | None =
     raise BundleError(f"an input of kind {spec.kind} is read from .npy files", where=path)
 
 
-def decode_sample(data: bytes, spec: InputSpec, tokenizer: Tokenizer | None = None, name: str = "upload") -> Sample:
+def decode_sample(data: bytes, spec: InputSpec, tokenizer: AnyTokenizer | None = None, name: str = "upload") -> Sample:
     """A file's bytes, from wherever they came: a wav, a picture, a text in UTF-8, or an ``.npy`` array.
 
     Raises:
@@ -70,11 +70,11 @@ def decode_sample(data: bytes, spec: InputSpec, tokenizer: Tokenizer | None = No
     raise BundleError(f"an input of kind {spec.kind} is read from .npy files", where=name)
 
 
-def encode_text(text: str, tokenizer: Tokenizer, name: str = "the text") -> Sample:
+def encode_text(text: str, tokenizer: AnyTokenizer, name: str = "the text") -> Sample:
     """Token ids of a text; the notes say where it is empty, or longer than what the student reads."""
     ids, cut = tokenizer.encode(text)
     notes = []
-    if not ids.any():
+    if tokenizer.says_nothing(ids):
         notes.append(f"{name} is empty")
     if cut:
         notes.append(f"{name} is longer than {tokenizer.max_tokens} tokens: its end was not read")
@@ -112,7 +112,7 @@ def decode_text(data: bytes, where: object = "the text") -> tuple[str, tuple[str
         return text, (f"{name} is not UTF-8 throughout: what is not was replaced",)
 
 
-def _from_text_file(path: Path, tokenizer: Tokenizer) -> Sample:
+def _from_text_file(path: Path, tokenizer: AnyTokenizer) -> Sample:
     text, notes = read_text(path)
     sample = encode_text(text, tokenizer, path.name)
     return Sample(sample.array, (*notes, *sample.notes))

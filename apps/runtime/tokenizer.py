@@ -15,6 +15,8 @@ What happens to a text, in this order:
 Any text has an encoding, there is no unknown token; an empty text is padding alone. What does not fit into
 ``max_tokens`` is cut off at the end. No step depends on a table of Unicode classes, so devices with different
 versions of Python agree (but for characters that the older version's NFKC or lower case does not know yet).
+
+A student that is a language model of others has its own tokenizer instead: ``tokenizer_json``.
 """
 
 from __future__ import annotations
@@ -26,12 +28,14 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Union
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .errors import BundleError
+from .tokenizer_json import FORMAT as JSON_FORMAT
+from .tokenizer_json import JsonTokenizer, parse_tokenizer_json
 
 PADDING, URL, USER, FIRST_BYTE = 0, 1, 2, 3
 FIRST_MERGE = FIRST_BYTE + 256
@@ -102,6 +106,10 @@ class Tokenizer:
         """``(texts, max_tokens)`` ids."""
         return np.stack([self.encode(str(text))[0] for text in texts])
 
+    def says_nothing(self, ids: NDArray[Any]) -> bool:
+        """Whether ``ids`` are those of an empty text."""
+        return not ids.any()
+
     def tokens(self, piece: str | int) -> tuple[int, ...]:
         """Ids of one piece, as ``pieces`` gives them."""
         if isinstance(piece, int):
@@ -169,7 +177,10 @@ def normalised(text: str, *, lower_case: bool) -> str:
     return " " + " ".join(words) if words else ""
 
 
-def read_tokenizer(path: Path) -> Tokenizer:
+AnyTokenizer = Union[Tokenizer, JsonTokenizer]
+
+
+def read_tokenizer(path: Path) -> AnyTokenizer:
     """The tokenizer in a JSON file.
 
     Raises:
@@ -183,12 +194,14 @@ def read_tokenizer(path: Path) -> Tokenizer:
         raise BundleError(f"not a tokenizer ({error})", where=path) from None
 
 
-def parse_tokenizer(record: Any) -> Tokenizer:
-    """The tokenizer that ``to_json`` wrote.
+def parse_tokenizer(record: Any) -> AnyTokenizer:
+    """The tokenizer that ``to_json`` wrote, of either kind.
 
     Raises:
         ValueError, KeyError or TypeError: it is something else.
     """
+    if isinstance(record, dict) and record.get("format") == JSON_FORMAT:
+        return parse_tokenizer_json(record)
     if not isinstance(record, dict) or record.get("format") != FORMAT or record.get("version") != VERSION:
         raise ValueError(f"expected format {FORMAT}, version {VERSION}")
     merges = tuple((int(first), int(second)) for first, second in record["merges"])

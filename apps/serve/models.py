@@ -129,7 +129,7 @@ class Models:
             if spec.kind != kind:
                 continue
             framing = model.framing if frame else None
-            key = (spec.shape, spec.dtype, spec.sample_rate_hz, tokenizer and tokenizer.merges, framing)
+            key = (spec.shape, spec.dtype, spec.sample_rate_hz, tokenizer and tokenizer.to_json(), framing)
             if key not in seen:
                 sample = _sample(data, model.bundle, framing)
                 seen[key] = (len(views), sample)

@@ -9,14 +9,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from apps.runtime.manifest import InputSpec
-from apps.runtime.tokenizer import FIRST_BYTE, FIRST_MERGE, URL, USER, Tokenizer
+from apps.runtime.tokenizer import FIRST_BYTE, FIRST_MERGE, URL, USER, AnyTokenizer
+from apps.runtime.tokenizer_json import JsonTokenizer
 
 _RANGE_DB = 70.0
 _MOST_COLUMNS = 400
 _MOST_PIXELS = 320  # of a picture's side, in the page
 
 
-def view_of(array: NDArray[Any], spec: InputSpec, tokenizer: Tokenizer | None) -> dict[str, Any]:
+def view_of(array: NDArray[Any], spec: InputSpec, tokenizer: AnyTokenizer | None) -> dict[str, Any]:
     """One sample ``(*spec.shape)`` as a JSON object whose ``kind`` tells what else is in it."""
     if tokenizer is not None:
         return {"kind": "tokens", "tokens": token_texts(array, tokenizer), "most": tokenizer.max_tokens}
@@ -74,8 +75,10 @@ def _bytes(values: NDArray[Any]) -> dict[str, Any]:
     return {"rows": packed.shape[0], "columns": packed.shape[1], "channels": channels, "data": data}
 
 
-def token_texts(ids: NDArray[np.int32], tokenizer: Tokenizer) -> list[str]:
+def token_texts(ids: NDArray[np.int32], tokenizer: AnyTokenizer) -> list[str]:
     """What each id but padding stands for; U+FFFD where it is a part of a character."""
+    if isinstance(tokenizer, JsonTokenizer):
+        return tokenizer.spelt(ids)
     named = {URL: b"URL", USER: b"USER"}
 
     def spelled(token: int) -> bytes:

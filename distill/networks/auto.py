@@ -8,7 +8,7 @@ from typing import Any
 from distill.tokens import TokenShape
 from mst_edge.core.errors import UserError, unknown_name
 
-AUTO = "auto"
+AUTO, HF = "auto", "hf"
 SIZES: Mapping[str, float] = {"tiny": 0.5, "small": 1.0, "base": 2.0}
 _BY_RANK = {1: "mlp", 2: "tcn", 3: "small_cnn", 4: "clip_cnn"}
 
@@ -21,7 +21,7 @@ def resolve(
     where: str,
     dense: bool = False,
 ) -> tuple[str, dict[str, Any]]:
-    """The network and options that are built: what was said, or what ``auto`` makes of it.
+    """The network and options that are built: what was said, or what ``auto`` or ``hf:`` makes of it.
 
     Args:
         options: of the network; with ``auto`` also ``size``: one of ``SIZES``, which sets ``width``. Without either,
@@ -32,6 +32,8 @@ def resolve(
         UserError: an unknown size, ``size`` beside ``width``, or features of more than four axes.
     """
     said = dict(options)
+    if network.startswith(f"{HF}:") and "config" not in said:
+        return network, {"model": network.removeprefix(f"{HF}:"), **said}
     if network != AUTO:
         return network, said
     size = said.pop("size", None)

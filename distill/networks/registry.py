@@ -5,7 +5,9 @@ A network is a plain ``nn.Module``. One that reads a single modality takes
 takes ``(input_shapes, num_outputs, **options)``, both by modality name, and sets ``multimodal = True``.
 ``maskable`` lists dotted paths of layers whose output MST-Distill may mask, ``(batch, C)`` or
 ``(batch, C, ...)``. Features are float32; those of a text are token ids in int32, and their shape is a
-``TokenShape``, which knows the size of the vocabulary. A network that reads them sets ``reads_tokens = True``.
+``TokenShape``, which knows the size of the vocabulary. A network that reads them sets ``reads_tokens = True``; None
+says that it refuses itself what it cannot read. One that starts from files sets ``rebuilt_by``: options that build it
+again without them.
 One that learns by more than the task's loss on its logits is ``SelfTaught``.
 """
 
@@ -21,13 +23,15 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from distill.networks.auto import resolve
+from distill.networks.auto import HF, resolve
 from distill.tasks.base import Task
 from distill.tokens import TokenShape
 from mst_edge.core.errors import UserError, unknown_name
 from mst_edge.core.registry import Registry
 
-NETWORKS: Registry[nn.Module] = Registry("network", "distill.networks", "mst_edge.networks")
+NETWORKS: Registry[nn.Module] = Registry(
+    "network", "distill.networks", "mst_edge.networks", {HF: "distill.huggingface.network:HuggingFace"}
+)
 _LARGE_INPUT = 1 << 19  # values of a sample
 
 
@@ -124,7 +128,7 @@ def build_model(
         if not multimodal:
             require_readable(cls, first)
         module = cls(first, num_outputs, **options)
-        model = Model(name, network, module, tuple(shapes), multimodal, options)
+        model = Model(name, network, module, tuple(shapes), multimodal, getattr(module, "rebuilt_by", options))
         _require_logits(model, shapes, (num_outputs, *(map_size or ())))
     except UserError as error:
         place = f"{where}.options.{error.where}" if error.where else f"{where}.network"
@@ -152,7 +156,8 @@ def require_readable(cls: type, shape: tuple[int, ...]) -> None:
     Raises:
         ValueError: says which.
     """
-    if isinstance(shape, TokenShape) != bool(getattr(cls, "reads_tokens", False)):
+    reads_tokens = getattr(cls, "reads_tokens", False)
+    if reads_tokens is not None and isinstance(shape, TokenShape) != reads_tokens:
         raise ValueError("token ids of a text" if isinstance(shape, TokenShape) else "no token ids of a text")
 
 

@@ -19,6 +19,8 @@ EXTRA_OF: Mapping[str, str] = {
     "PIL": "train",
     "h5py": "train",
     "timm": "networks",
+    "transformers": "hf",
+    "huggingface_hub": "hf",
     "onnx": "quantize",
     "onnxscript": "quantize",
     "nncf": "quantize",
@@ -34,9 +36,9 @@ _DISTRIBUTION_OF: Mapping[str, str] = {
     "PIL": "pillow",
     "neural_compressor": "neural-compressor-pt",
 }
-# timm imports torchvision, and that fails beside another build of torch than its own (the public index's CUDA wheel
+# These import torchvision, and that fails beside another build of torch than its own (the public index's CUDA wheel
 # beside a CPU torch) over what it registers in this module, for detection operators that are not used here.
-_NOT_NEEDED: Mapping[str, str] = {"timm": "torchvision._meta_registrations"}
+_NOT_NEEDED: Mapping[str, str] = dict.fromkeys(("timm", "transformers"), "torchvision._meta_registrations")
 
 
 def require_modules(*names: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib import metadata
 from typing import Generic, TypeVar
 
@@ -17,13 +17,17 @@ class Registry(Generic[T]):
     """Maps a name to a class.
 
     Three ways in: a module of ``package`` that registers by decorator, an installed distribution that
-    declares an entry point in ``entry_points``, or a ``pkg.mod:Class`` given in place of a name.
+    declares an entry point in ``entry_points``, or a ``pkg.mod:Class`` given in place of a name. Of ``families``, each
+    a prefix to such a path, one class takes all names ``prefix:...``.
     """
 
-    def __init__(self, kind: str, package: str, entry_points: str = "") -> None:
+    def __init__(
+        self, kind: str, package: str, entry_points: str = "", families: Mapping[str, str] | None = None
+    ) -> None:
         self.kind = kind
         self._package = package
         self._entry_points = entry_points
+        self._families = dict(families or {})
         self._known: dict[str, type[T]] = {}
         self._loaded = False
 
@@ -51,7 +55,7 @@ class Registry(Generic[T]):
             UserError: nobody registered the name, or the path cannot be imported.
         """
         if ":" in name:
-            return self._import_path(name, where)
+            return self._import_path(self._families.get(name.partition(":")[0], name), where)
         self._load()
         if name not in self._known:
             raise unknown_name(self.kind, name, self._known, where=where)

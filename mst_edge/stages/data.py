@@ -17,7 +17,8 @@ from distill.datasets.files import FilesOptions, open_any
 from distill.datasets.spec import Dataset, Kind
 from distill.datasets.splits import SplitRule, split_dataset
 from distill.datasets.target import CLASSIFICATION, SEGMENTATION
-from distill.frontends import Frontend, frontend_options, make_frontend
+from distill.frontends import Frontend, TokenizerOptions, frontend_options, make_frontend
+from distill.huggingface.source import source_of
 from mst_edge.core.errors import UserError, unknown_name
 from mst_edge.core.files import atomic_path
 from mst_edge.core.rows import npy_rows
@@ -135,8 +136,17 @@ def prepare(recipe: Recipe, data_root: Path | None) -> Data:
         for name, spec in dataset.modalities.items()
     }
     frontends = {name: make_frontend(spec, options_by_name[name]) for name, spec in dataset.modalities.items()}
+    for name, front in frontends.items():
+        _take_own_tokenizer(front, options_by_name[name], f"modalities.{name}.tokenizer")
     augmentations = {name: _augmentation(recipe, dataset, frontends, name) for name in dataset.modalities}
     return Data(dataset, splits, frontends, options_by_name, augmentations)
+
+
+def _take_own_tokenizer(frontend: Frontend, options: Any, where: str) -> None:
+    """Gives a front end of texts the tokenizer of the language model that its options name."""
+    if isinstance(options, TokenizerOptions) and options.tokenizer:
+        tokenizer = source_of(options.tokenizer, where).tokenizer(options.max_tokens)
+        frontend.pin({"tokenizer": tokenizer.to_json()})
 
 
 def _said(recipe: Recipe, modality: str) -> dict[str, Any]:

@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 
 from apps.runtime.engines import requirement_of
 from apps.runtime.tokenizer import TOKENIZER
+from distill.student import DESCRIPTION
+from mst_edge.core.border import read_yaml
 from mst_edge.core.provenance import provenance
 from mst_edge.core.scoring import OutputSpec, Predictions, scoring_of
 from mst_edge.recipe import Recipe
@@ -57,6 +59,12 @@ def stage_name(target: str) -> str:
     return f"deploy-{target}"
 
 
+def _licence(run: RunFolder, of_data: str) -> str:
+    """Licences of all that the student was made from: the data, and the weights that it started with."""
+    of_weights = read_yaml(run.distill / DESCRIPTION)["network"]["options"].get("licence")
+    return "; ".join(filter(None, [of_data, f"initial weights: {of_weights}" if of_weights else ""]))
+
+
 def run_deploy(
     recipe: Recipe,
     data: Data,
@@ -82,7 +90,7 @@ def run_deploy(
         goals=goals_of(recipe, target_name),
         protocol=protocol_of(recipe),
         threads=recipe.measure.threads,
-        licence=data.dataset.licence,
+        licence=_licence(run, data.dataset.licence),
         origin={"recipe_sha256": recipe.sha256(), "data_sha256": data.dataset.fingerprint, "seed": recipe.seed},
         examples=example_files(variants[0].input, recorded, truth, variants[0].output.names),
         readme="test samples",

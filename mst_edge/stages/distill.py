@@ -276,7 +276,7 @@ def _save(recipe: Recipe, data: Data, run: RunFolder, lab: Lab, model: Model, re
             data.frontend_options,
             classes=list(lab.task.output.names),
             **{name: values.tolist() for name, values in lab.task.answer_state().items()},
-            network=asdict(NetworkChoice(teacher.network, dict(lab.teachers[name][1].options))),
+            network=asdict(NetworkChoice(teacher.network, dict(teacher.options))),
             trained_on=data.origin(),
         )
     write_json(run.distill / "histories.json", lab.histories)

@@ -308,7 +308,7 @@ def test_an_engine_in_the_cache_depends_on_tensorrt_chip_driver_flags_and_file(g
     assert [key["hardware"]["driver"] for key in (first, driver)] == ["570.86.15", "580.1"]
     assert [key["hardware"]["sm"] for key in (driver, chip)] == ["8.9", "9.0"]
     written_in = {"targets.runtimes.tensorrt", "targets.tensorrt_build", "apps.runtime.board.dialect"}
-    assert first["code"].keys() >= {*written_in, "apps.runtime.tensorrt_engine"}
+    assert first["code"].keys() >= {*written_in, "apps.runtime.engines"}
 
 
 def test_builds_that_fail_say_why_in_tensorrts_own_words(gpu, tmp_path):
