@@ -126,6 +126,8 @@ def _side(name: str, bundle: Bundle, target_name: str, place: Path) -> _Side:
     target = get_target(target_name)
     (place / name).mkdir()
     builds, samples = bundle_builds(bundle, target_name, place / name)
+    if not target.spec.on_host:
+        return _Side(bundle, None, samples, f"{name} bundle: {target_name} is not this machine")
     reasons = []
     for build in builds:
         probe = target.runtime(build.runtime).probe()
