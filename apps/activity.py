@@ -10,7 +10,7 @@ from pathlib import Path
 
 from apps.runtime import Bundle, BundleError
 from apps.streaming import Rule, Stream, Table
-from apps.streaming.cli import decision_arguments, decision_rule, follow
+from apps.streaming.cli import decision_arguments, decision_rule, each, follow
 from apps.streaming.view import view_of
 
 # An activity lasts: a second is averaged, two windows agree, and only a change is told.
@@ -25,8 +25,8 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--skip-columns", type=int, default=0, metavar="N", help="on the left, a time stamp say")
     parser.add_argument("--rate", type=int, help="rows per second, where the bundle does not say")
     decision_arguments(parser, RULE)
-    chosen = parser.parse_args(arguments)
-    failed, rule = 0, decision_rule(chosen, RULE)
+    chosen = parser.parse_intermixed_args(arguments)
+    rule = decision_rule(chosen, RULE)
     with Bundle.open(chosen.bundle) as bundle, view_of(bundle, as_json=chosen.json) as view:
         spec = bundle.manifest.input
         if spec.kind != "sequence":
@@ -36,19 +36,15 @@ def main(arguments: list[str]) -> int:
         bundle.load()
         for note in bundle.notes:
             view.note(note)
-        for file in chosen.files:
-            try:
-                with _lines(file) as lines:
-                    source = Table(str(file), lines, spec.sizes[1], chosen.skip_columns, rate_hz)
-                    follow(source, Stream(bundle, rate_hz, rule=rule), view)
-                    if source.skipped:
-                        view.note(f"{file}: {source.skipped} lines were no rows of numbers")
-            except BundleError as error:
-                failed += 1
-                view.error(error)
-            except KeyboardInterrupt:
-                break
-    return 2 if failed else 0
+
+        def watch(file: Path) -> None:
+            with _lines(file) as lines:
+                source = Table(str(file), lines, spec.sizes[1], chosen.skip_columns, rate_hz)
+                follow(source, Stream(bundle, rate_hz, rule=rule), view)
+                if source.skipped:
+                    view.note(f"{file}: {source.skipped} lines were no rows of numbers")
+
+        return each(chosen.files, watch, view)
 
 
 def _rate(of_bundle: int | None, said: int | None) -> int:

@@ -45,7 +45,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--min-confidence", type=float, default=0.0, help="say '?' below this (0 to 1)")
     parser.add_argument("--frames", type=int, help="stop after so many pictures of a camera or video")
     parser.add_argument("--json", action="store_true", help="one JSON object per picture")
-    chosen = parser.parse_args(arguments)
+    chosen = parser.parse_intermixed_args(arguments)
     if bool(chosen.files) == bool(chosen.camera):
         parser.error("give files, or --camera")
     with ExitStack() as stack:

@@ -28,7 +28,7 @@ def main(folder: Path, arguments: list[str] | None = None) -> int:
     parser.add_argument("--maps", type=Path, metavar="DIR", help="write label maps there as png (segmentation)")
     parser.add_argument("--self-test", action="store_true", help="run the reference inputs and compare")
     parser.add_argument("--runtime", help="inference runtime to use instead of the preferred one")
-    chosen = parser.parse_args(arguments)
+    chosen = parser.parse_intermixed_args(arguments)
     if not (chosen.files or chosen.text or chosen.self_test):
         parser.error("give at least one file, or --text, or --self-test")
     try:

@@ -38,7 +38,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--host", default="127.0.0.1", help="address to listen at; beyond this machine with a token")
     parser.add_argument("--port", type=int, default=8765, help="0: any free one")
     parser.add_argument("--json", action="store_true", help="one JSON object per event and request")
-    chosen = parser.parse_args(arguments)
+    chosen = parser.parse_intermixed_args(arguments)
     token = _token(chosen.host)
     with (
         Models.open(chosen.bundles, chosen.build) as models,

@@ -5,10 +5,11 @@ from __future__ import annotations
 import argparse
 import contextlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 from apps.runtime import Bundle, BundleError
 from apps.runtime.audio import SampleFormat
@@ -18,6 +19,8 @@ from .gate import GateRule
 from .source import FORMATS, Microphone, RawSound, SoundFile, Source, in_real_time
 from .stream import Stream
 from .view import View, view_of
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -155,19 +158,27 @@ def listen(choices: Choices) -> int:
 
     A source that cannot be read, or breaks off, is told, and the others go on: exit code 2 then.
     """
-    failed = 0
     with open_bundle(choices) as bundle, view_of(bundle, as_json=choices.json) as view:
         choices.rule.by_label(bundle.manifest.labels)
-        for opened in sources(choices, bundle.manifest.input.sample_rate_hz or 0):
+
+        def hear(opened: Callable[[], Source]) -> None:
+            source = opened()
+            stream = Stream(bundle, source.rate_hz, rule=choices.rule, gate=choices.gate, gain_db=choices.gain_db)
+            follow(source, stream, view, real_time=choices.real_time)
+
+        return each(sources(choices, bundle.manifest.input.sample_rate_hz or 0), hear, view)
+
+
+def each(found: Iterable[T], follow_one: Callable[[T], None], view: View) -> int:
+    """Follows one after another, till Ctrl-C; one that fails is told, and the exit code is 2 then, else 0."""
+    failed = False
+    with contextlib.suppress(KeyboardInterrupt):
+        for one in found:
             try:
-                source = opened()
-                stream = Stream(bundle, source.rate_hz, rule=choices.rule, gate=choices.gate, gain_db=choices.gain_db)
-                follow(source, stream, view, real_time=choices.real_time)
+                follow_one(one)
             except BundleError as error:
-                failed += 1
+                failed = True
                 view.error(error)
-            except KeyboardInterrupt:
-                break
     return 2 if failed else 0
 
 

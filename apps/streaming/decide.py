@@ -47,8 +47,10 @@ class Rule:
                 raise BundleError(
                     f"no class {label!r}", where="--threshold", fix=f"the classes are {', '.join(labels)}"
                 )
-            if not threshold > 0:
-                raise BundleError(f"must be positive, received {threshold} for {label}", where="--threshold")
+            if not 0 < threshold <= 1:
+                raise BundleError(
+                    f"must be above 0 and at most 1, received {threshold:g} for {label}", where="--threshold"
+                )
         return np.array([self.thresholds.get(label, self.threshold) for label in labels])
 
 

@@ -47,6 +47,7 @@ class Source:
 
     def _fetched(self, name: str) -> Path | None:
         hub = import_extra("huggingface_hub")
+        hub.utils.logging.set_verbosity_error()  # it tells every attempt to reach a hub that is not there
         errors = importlib.import_module("huggingface_hub.errors")
         try:
             return Path(hub.hf_hub_download(self.name, name))

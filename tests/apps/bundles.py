@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import onnx
@@ -21,17 +23,18 @@ def text_bundle(folder: Path, texts: list[str], classes: list[str], *, vocabular
     """A bundle of ``bayes``, trained on ``texts``."""
     tokenizer = Tokenizer(learn_merges(texts, vocabulary, lower_case=True), tokens, True)
     table, bias, names = bayes(tokenizer, texts, classes)
-    (folder / "made").mkdir(parents=True)
-    (folder / "made" / "tokenizer.json").write_text(tokenizer.to_json(), encoding="utf-8")
     nodes = [
         helper.make_node("Gather", ["table", "text"], ["rows"]),
         helper.make_node("ReduceSum", ["rows", "axes"], ["sums"], keepdims=0),
         helper.make_node("Add", ["sums", "bias"], ["logits"]),
     ]
-    model = _model(nodes, ("text", [tokens], TensorProto.INT32), len(names), table=table, bias=bias, axes=np.array([1]))
+    model = model_of(
+        nodes, ("text", [tokens], TensorProto.INT32), len(names), table=table, bias=bias, axes=np.array([1])
+    )
     spec = InputSpec("text", "text", (tokens,), "int32")
     few = tokenizer.encode_all(texts[:8])
-    return _packed(folder, model, spec, few, names, {"one.txt": texts[0].encode()})
+    examples = {"one.txt": texts[0].encode()}
+    return packed(folder / "cpu", model, spec, few, names, examples=examples, tokenizer=tokenizer)
 
 
 def bayes(tokenizer: Tokenizer, texts: list[str], classes: list[str]) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
@@ -54,23 +57,24 @@ def sound_bundle(folder: Path, names: tuple[str, ...] = tuple("0123456789"), rat
     """A bundle of a linear model of one second of sound: it hears, and is right by chance alone."""
     rng = np.random.default_rng(0)
     weights = rng.normal(0, 0.1, (rate_hz, len(names))).astype(np.float32)
-    model = _model(
+    model = model_of(
         [helper.make_node("MatMul", ["sound", "w"], ["logits"])],
         ("sound", [rate_hz], TensorProto.FLOAT),
         len(names),
         w=weights,
     )
     spec = InputSpec("sound", "audio", (rate_hz,), "float32", rate_hz)
-    return _packed(folder, model, spec, rng.normal(0, 0.1, (8, rate_hz)).astype(np.float32), names)
+    return packed(folder / "cpu", model, spec, rng.normal(0, 0.1, (8, rate_hz)).astype(np.float32), names)
 
 
-def _model(
+def model_of(
     nodes: list[onnx.NodeProto], given: tuple[str, list[int], int], outputs: int, **tensors: np.ndarray
 ) -> onnx.ModelProto:
+    """A graph of one input, ``given`` as name, shape without the batch, and type; the result is called ``logits``."""
     name, shape, kind = given
     graph = helper.make_graph(
         nodes,
-        "linear",
+        "on_paper",
         [helper.make_tensor_value_info(name, kind, ["batch", *shape])],
         [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", outputs])],
         [numpy_helper.from_array(array, key) for key, array in tensors.items()],
@@ -78,35 +82,50 @@ def _model(
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
 
 
-def _packed(
-    folder: Path,
+def packed(
+    bundle: Path,
     model: onnx.ModelProto,
     spec: InputSpec,
     inputs: np.ndarray,
     names: tuple[str, ...],
-    examples: dict[str, bytes] | None = None,
+    *,
+    builds: Mapping[str, str] = MappingProxyType({"onnxruntime-fp32": "fp32"}),
+    examples: Mapping[str, bytes] = MappingProxyType({}),
+    tokenizer: Tokenizer | None = None,
 ) -> Path:
-    made = folder / "made"
-    made.mkdir(parents=True, exist_ok=True)
+    """Packs ``model`` as every one of ``builds``, id by precision, and returns the bundle's folder."""
+    made = bundle.with_name(f"{bundle.name}-made")
+    made.mkdir(parents=True)
     onnx.save(model, made / "model.onnx")
     (made / "build.json").write_text("{}")
+    if tokenizer is not None:
+        (made / "tokenizer.json").write_text(tokenizer.to_json(), encoding="utf-8")
     session = onnxruntime.InferenceSession(str(made / "model.onnx"), providers=["CPUExecutionProvider"])
     outputs = session.run(None, {spec.name: inputs})[0]
-    build = Build("onnxruntime-fp32", "cpu", "onnxruntime", "fp32", "fp32", made, "model.onnx", {"threads": 1})
+    size = (made / "model.onnx").stat().st_size
+    expected = {"metric": "accuracy", "accuracy": 0.9, "size_bytes": size, "latency": {"p90_ms": 0.1}}
     pack(
-        folder / "cpu",
-        name="linear",
+        bundle,
+        name=f"{spec.kind}_on_paper",
         target="cpu",
         output=OutputSpec("classification", names),
         input_spec=spec,
         reference_inputs=inputs,
         fp32_outputs=outputs,
-        builds=[PackedBuild(build, outputs, 1e-3, {})],
+        builds=[
+            PackedBuild(
+                Build(name, "cpu", "onnxruntime", precision, precision, made, "model.onnx", {"threads": 1}),
+                outputs,
+                1e-3,
+                expected,
+            )
+            for name, precision in builds.items()
+        ],
         gate={"verdict": "passed", "goals": {}, "checks": []},
         provenance={"seed": 0},
         licence="CC0",
-        readme="linear\n",
-        examples=examples or {},
-        tokenizer=made / "tokenizer.json" if spec.kind == "text" else None,
+        readme="on paper\n",
+        examples=examples,
+        tokenizer=made / "tokenizer.json" if tokenizer is not None else None,
     )
-    return folder / "cpu"
+    return bundle

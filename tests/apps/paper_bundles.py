@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -11,13 +9,16 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime
 from numpy.typing import NDArray
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper
+
+from apps.runtime.tokenizer import Tokenizer
+from quantize.variant import InputSpec
+from tests.apps.bundles import model_of, packed
 
 
-def nearest(path: Path, examples: NDArray[Any], per_class: int, dtype: int, scale: float = 0.02) -> Path:
-    """An ONNX model of the nearest neighbour: ``examples`` ``(classes * per_class, *shape)``, class after class.
+def nearest(examples: NDArray[Any], per_class: int, scale: float) -> onnx.ModelProto:
+    """The nearest neighbour: ``examples`` ``(classes * per_class, *shape)``, class after class.
 
     Logits are ``-scale |x - e|²`` of the nearest example of each class, but for a term that all share.
     """
@@ -37,91 +38,31 @@ def nearest(path: Path, examples: NDArray[Any], per_class: int, dtype: int, scal
         helper.make_node("Reshape", ["close", "by_class"], ["grouped"]),
         helper.make_node("ReduceMax", ["grouped", "last"], ["logits"], keepdims=0),
     ]
-    graph = helper.make_graph(
-        nodes,
-        "nearest",
-        [helper.make_tensor_value_info("x", dtype, ["batch", *examples.shape[1:]])],
-        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", len(flat) // per_class])],
-        [numpy_helper.from_array(table, name) for name, table in tables.items()],
-    )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9), path)
-    return path
+    given = ("x", list(examples.shape[1:]), helper.np_dtype_to_tensor_dtype(examples.dtype))
+    return model_of(nodes, given, len(flat) // per_class, **tables)
 
 
 def write_bundle(
-    folder: Path, kind: str, examples: NDArray[Any], labels: Sequence[str], *, per_class: int = 1, **spec: Any
+    folder: Path,
+    kind: str,
+    examples: NDArray[Any],
+    labels: Sequence[str],
+    *,
+    per_class: int = 1,
+    rate_hz: int | None = None,
+    tokenizer: Tokenizer | None = None,
 ) -> Path:
-    """A bundle of two equal builds, ``a-fp32`` and ``b-int8`` by name, of a nearest neighbour among ``examples``.
-
-    Args:
-        spec: more about the input, such as ``sample_rate_hz`` and ``tokenizer`` (its JSON).
-    """
-    dtype = {"uint8": TensorProto.UINT8, "float32": TensorProto.FLOAT, "int32": TensorProto.INT32}[str(examples.dtype)]
+    """A bundle of two equal builds, ``a-fp32`` and ``b-int8`` by name, of a nearest neighbour among ``examples``."""
     scale = 8.0 / max(1.0, float(np.square(examples.astype(np.float64)).reshape(len(examples), -1).sum(axis=1).mean()))
-    references = examples[:: max(1, len(examples) // 8)][:8]
-    builds = []
-    for name, precision in (("a-fp32", "fp32"), ("b-int8", "int8")):
-        model = nearest(folder / "models" / name / "model.onnx", examples, per_class, dtype, scale)
-        session = onnxruntime.InferenceSession(str(model), providers=["CPUExecutionProvider"])
-        outputs = session.run(None, {"x": references})[0]
-        (folder / "reference").mkdir(exist_ok=True)
-        np.save(folder / "reference" / f"{name}.npy", outputs)
-        np.save(folder / "reference" / "fp32.npy", outputs)
-        expected = {
-            "metric": "accuracy",
-            "accuracy": 0.9,
-            "size_bytes": model.stat().st_size,
-            "latency": {"p90_ms": 0.1},
-        }
-        builds.append(
-            {
-                "id": name,
-                "runtime": "onnxruntime",
-                "precision": precision,
-                "model": f"models/{name}/model.onnx",
-                "options": {"threads": 1},
-                "reference_outputs": f"reference/{name}.npy",
-                "tolerance": 1e-2,
-                "expected": expected,
-            }
-        )
-    np.save(folder / "reference" / "inputs.npy", references)
-    if "tokenizer" in spec:
-        (folder / "tokenizer.json").write_text(spec.pop("tokenizer"), encoding="utf-8")
-        spec["tokenizer"] = "tokenizer.json"
-    manifest = {
-        "format": "mst-edge-bundle",
-        "version": 3,
-        "name": f"{kind}_on_paper",
-        "target": "cpu",
-        "task": "classification",
-        "labels": list(labels),
-        "units": [],
-        "scale": [],
-        "ignore_label": None,
-        "input": {
-            "name": kind,
-            "kind": kind,
-            "shape": list(examples.shape[1:]),
-            "dtype": str(examples.dtype),
-            "sample_rate_hz": None,
-            **spec,
-        },
-        "reference_inputs": "reference/inputs.npy",
-        "fp32_outputs": "reference/fp32.npy",
-        "builds": builds,
-        "gate": {"verdict": "passed"},
-        "files": {
-            file.relative_to(folder).as_posix(): hashlib.sha256(file.read_bytes()).hexdigest()
-            for file in sorted(folder.rglob("*"))
-            if file.is_file()
-        },
-        "provenance": {},
-        "licence": "Apache-2.0",
-    }
-    (folder / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
-    return folder
+    return packed(
+        folder,
+        nearest(examples, per_class, scale),
+        InputSpec("x", kind, examples.shape[1:], str(examples.dtype), rate_hz),
+        examples[:: max(1, len(examples) // 8)][:8],
+        tuple(labels),
+        builds={"a-fp32": "fp32", "b-int8": "int8"},
+        tokenizer=tokenizer,
+    )
 
 
 # Digits as strokes in a unit square, from the top left: (x, y).
@@ -169,14 +110,12 @@ def ear(folder: Path) -> Path:
     time_s = np.arange(8000) / 8000
     tones = [np.sin(2 * np.pi * hertz * time_s + phase) for hertz in (300, 1800) for phase in np.arange(4) * np.pi / 2]
     return write_bundle(
-        folder, "audio", (0.5 * np.stack(tones)).astype(np.float32), ["low", "high"], per_class=4, sample_rate_hz=8000
+        folder, "audio", (0.5 * np.stack(tones)).astype(np.float32), ["low", "high"], per_class=4, rate_hz=8000
     )
 
 
 def reader(folder: Path) -> Path:
     """A bundle whose student tells two texts apart."""
-    from apps.runtime.tokenizer import Tokenizer
-
     tokenizer = Tokenizer((), 16, True)
     ids = tokenizer.encode_all(["we need water", "nice weather"])
-    return write_bundle(folder, "text", ids, ["needs_help", "chatter"], tokenizer=tokenizer.to_json())
+    return write_bundle(folder, "text", ids, ["needs_help", "chatter"], tokenizer=tokenizer)

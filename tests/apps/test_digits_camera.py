@@ -227,7 +227,7 @@ def test_a_phones_photo_is_turned_upright(bundle, tmp_path, capsys):
     exif = Image.Exif()
     exif[0x0112] = 6  # "turn by 90 degrees clockwise to see it upright"
     lying.save(tmp_path / "x.jpg", exif=exif)
-    assert main([str(bundle), str(tmp_path / "x.jpg"), "--json"]) == 0
+    assert main([str(bundle), "--json", str(tmp_path / "x.jpg")]) == 0
     assert json.loads(capsys.readouterr().out)["label"] == "7"
 
 

@@ -252,10 +252,12 @@ def test_a_unit_opens_what_its_app_and_its_chip_need():
 
 def test_what_the_unit_starts_reads_lines_from_its_pipe(reader, tmp_path):
     """Its own command, with standard input as systemd opens a pipe: for reading and writing, so it never ends."""
-    unit = (reader / "service" / "mst-edge-linear.service").read_text()
+    unit = (reader / "service" / "mst-edge-text-on-paper.service").read_text()
     (command,) = re.findall(r"^ExecStart=(.*)$", unit, re.MULTILINE)
     (given,) = re.findall(r'^Environment="APP_ARGUMENTS=(.*)"$', unit, re.MULTILINE)
-    words = command.replace("$APP_ARGUMENTS", given).replace("/opt/mst-edge/mst-edge-linear", str(reader)).split()
+    words = (
+        command.replace("$APP_ARGUMENTS", given).replace("/opt/mst-edge/mst-edge-text-on-paper", str(reader)).split()
+    )
     assert words[0] == "/usr/bin/python3"
     os.mkfifo(tmp_path / "pipe")
     pipe = os.open(tmp_path / "pipe", os.O_RDWR)
@@ -283,14 +285,14 @@ def test_the_script_installs_and_removes(reader, tmp_path):
     for _ in range(2):  # the second time over the first
         done = _install(reader, DESTDIR=str(root))
         assert done.code == 0, done.err
-    place = root / "opt" / "mst-edge" / "mst-edge-linear"
+    place = root / "opt" / "mst-edge" / "mst-edge-text-on-paper"
     units = root / "etc" / "systemd" / "system"
     assert (
-        f"ExecStart={sys.executable} -B /opt/mst-edge/mst-edge-linear/app.py"
-        in (units / "mst-edge-linear.service").read_text()
+        f"ExecStart={sys.executable} -B /opt/mst-edge/mst-edge-text-on-paper/app.py"
+        in (units / "mst-edge-text-on-paper.service").read_text()
     )
     assert run(place, "app.py", "--text", "the river flooded Houston").code == 0
-    assert sorted(path.name for path in place.parent.iterdir()) == ["mst-edge-linear"]
+    assert sorted(path.name for path in place.parent.iterdir()) == ["mst-edge-text-on-paper"]
     assert not [path for path in place.rglob("*") if path.stat().st_mode & 0o022]
     assert _install(reader, "--remove", DESTDIR=str(root)).code == 0
     assert not [path for path in root.rglob("*") if path.is_file()]

@@ -70,6 +70,7 @@ def test_the_base_install_hears(call, ear, tmp_path):
     soundfile.write(tmp_path / "x.wav", sound, 8000, subtype="PCM_16")
     said = call("-m", "mst_edge", "app", "spoken-digits", ear, "x.wav", "--threshold", "0.01", "--json")
     assert json.loads(said.splitlines()[0])["label"] in "0123456789"
+    assert len(call(ear / "run.py", "x.wav", "--json", "x.wav").splitlines()) == 2  # files behind options, too
 
 
 def test_five_lines_are_a_program(ear, tmp_path):

@@ -168,6 +168,14 @@ def test_a_board_is_held_to_every_goal_of_the_gate(packed, bundle, board):
     }
 
 
+def test_bundles_of_boards_are_not_compared_here_and_that_is_said(packed):
+    bundle = packed / "bundles" / "jetson-orin-nano"
+    done = CliRunner().invoke(app, ["check", str(bundle), "--against", str(bundle), "--json"])
+    (latency,) = [one for one in json.loads(done.output)["against"]["comparisons"] if one["what"] == "latency"]
+    assert latency["regression"] is None
+    assert "new bundle: jetson-orin-nano is not this machine" in latency["text"]
+
+
 def held(bundle, **goals):
     """Holds a bundle to other goals."""
     manifest = json.loads((bundle / "manifest.json").read_text())

@@ -136,7 +136,7 @@ def test_digital_silence_costs_no_inference(bundle):
 
 
 def test_a_sound_that_is_no_class_is_told_once_as_unknown(bundle):
-    stream = Stream(bundle, rule=Rule(threshold=2.0), gate=GateRule())
+    stream = Stream(bundle, rule=Rule(threshold=1.0), gate=GateRule())
     events = [event for step in _steps(stream, _words(4.0)) for event in step.events]
     assert [event.label for event in events] == ["?", "?"]
     assert all(event.guess in "0123456789" and 0 < event.confidence < 1 for event in events)
@@ -164,8 +164,10 @@ def test_events_of_a_whole_stream_in_five_lines(bundle, tmp_path):
 def test_a_student_that_follows_no_stream_is_refused(finished_run, listener, bundle):
     with pytest.raises(BundleError, match="no class 'ten'; the classes are 0, 1"):
         Stream(bundle, rule=Rule(thresholds={"ten": 0.5}))
-    with pytest.raises(BundleError, match="must be positive, received 0"):
+    with pytest.raises(BundleError, match="must be above 0 and at most 1, received 0"):
         Stream(bundle, rule=Rule(threshold=0))
+    with pytest.raises(BundleError, match="must be above 0 and at most 1, received 80 for 3"):
+        Stream(bundle, rule=Rule(thresholds={"3": 80}))
     with Bundle.open(finished_run / "bundles" / "cpu") as rows, pytest.raises(BundleError, match="rows of .* values"):
         Stream(rows).push(Block(np.zeros((5, 2), np.float32)))
 

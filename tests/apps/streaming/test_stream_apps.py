@@ -72,13 +72,13 @@ def test_a_threshold_of_one_class_leaves_the_others(app, listener, wav, capsys):
     asked = [str(listener.bundle), str(wav), "--json"]
     assert app.main([*asked, "--threshold", "0.2"]) == 0
     told = {record["label"] for record in _json(capsys.readouterr().out)[:-1]}
-    raised = [word for label in told for word in ("--threshold", f"{label}=1.5")]
+    raised = [word for label in told for word in ("--threshold", f"{label}=1")]
     assert app.main([*asked, "--threshold", "0.2", *raised]) == 0
     assert not told & {record["label"] for record in _json(capsys.readouterr().out)[:-1]}
 
 
 def test_people_get_lines_and_notes_apart_from_them(listener, wav):
-    done = mst_edge("app", "spoken-digits", listener.bundle, wav, "--threshold", "1.5")
+    done = mst_edge("app", "spoken-digits", listener.bundle, wav, "--threshold", "1")
     assert done.code == 0, done.err
     (line,) = done.out.splitlines()
     assert line.startswith(str(wav))
@@ -89,7 +89,7 @@ def test_people_get_lines_and_notes_apart_from_them(listener, wav):
 def test_raw_sound_comes_through_standard_input(listener, capsys, monkeypatch):
     pcm = (_burst(2.0, 16000) * 32767).astype("<i2").tobytes()
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(pcm)))
-    arguments = [str(listener.bundle), "-", "--rate", "16000", "--format", "s16", "--json", "--threshold", "1.5"]
+    arguments = [str(listener.bundle), "-", "--rate", "16000", "--format", "s16", "--json", "--threshold", "1"]
     assert spoken_digits.main(arguments) == 0
     (event, summary) = _json(capsys.readouterr().out)
     assert (event["label"], event["file"]) == ("?", "-")
