@@ -77,9 +77,9 @@ def test_the_loss_weighs_labels_and_both_parts_and_lets_the_parts_grow(store, tm
     for epoch, share in [(0, 0.0), (1, 1 / 3), (3, 1.0), (100, 1.0)]:  # 3 of 4 epochs
         wanted = 0.5 * cross_entropy(Z, Y) + share * (2 * target + 3 * others)
         assert _losses(store, tmp_path, epoch, **options)["loss"] == pytest.approx(wanted, rel=1e-5)
-    assert _losses(store, tmp_path, 0, warmup_share=0.0)["loss"] == pytest.approx(
-        cross_entropy(Z, Y) + sum(part.mean() * weight for part, weight in zip(_parts(Z, T, Y, 4.0), (1, 8))), rel=1e-5
-    )
+    target, others = (part.mean() for part in _parts(Z, T, Y, 4.0))
+    at_once = _losses(store, tmp_path, 0, warmup_share=0.0)["loss"]
+    assert at_once == pytest.approx(cross_entropy(Z, Y) + target + 8 * others, rel=1e-5)
 
 
 def test_of_maps_only_labelled_pixels_count_each_as_a_sample():
@@ -100,5 +100,4 @@ def test_it_teaches(store, tmp_path):  # noqa: F811
 def test_int8_training_goes_on_with_all_of_the_loss(store, tmp_path):  # noqa: F811
     """Its epochs are the student's last ones: the parts do not grow from 0 again."""
     method = make_method("dkd", make_lab(store, tmp_path))
-    assert method.fine_tunes
     assert method.warmth(method.lab.epochs.student) == 1.0
