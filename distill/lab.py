@@ -283,7 +283,7 @@ class Lab:
     def evaluate(self, model: Model, split: str) -> dict[str, float]:
         """Metrics on a split."""
         meter = self.task.meter()
-        for logits, target in self._answered(model, split):
+        for logits, target in self.answered(model, split):
             meter.add(logits, target)
         return meter.result()
 
@@ -293,11 +293,11 @@ class Lab:
         return np.concatenate(
             [
                 scoring.statistics(scoring.answers(self.task.outputs(logits).numpy()), target.numpy())
-                for logits, target in self._answered(model, split)
+                for logits, target in self.answered(model, split)
             ]
         )
 
-    def _answered(self, model: Model, split: str) -> Iterator[tuple[Tensor, Tensor]]:
+    def answered(self, model: Model, split: str) -> Iterator[tuple[Tensor, Tensor]]:
         """Logits and targets of a split, batch by batch, on the CPU."""
         ids, start = self.store.splits[split], 0
         for logits in predict(model, self.store, split, self.session):

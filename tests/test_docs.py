@@ -127,7 +127,26 @@ def test_every_method_and_each_of_its_options_is_on_a_page():
     for name in METHODS.names():
         assert f"| `{name}` |" in methods
         for option in dataclasses.fields(METHODS.get(name).Options):
-            assert f"`{option.name}`" in (mst if name == "mst" else methods), f"{name}: {option.name}"
+            assert f"`{option.name}" in (mst if name == "mst" else methods), f"{name}: {option.name}"
+
+
+def test_every_method_has_a_section_that_says_loss_defaults_and_test():
+    page = (ROOT / "docs" / "methods.md").read_text(encoding="utf-8")
+    sections = dict(re.findall(r"^### `(\w+)`\n(.*?)(?=^##|\Z)", page, re.MULTILINE | re.DOTALL))
+    assert sorted(sections) == METHODS.names()
+    for name, section in sections.items():
+        said = dict(re.findall(r"^- ([A-Z]\w+).*?:(.*?)(?=^- |\Z)", section, re.MULTILINE | re.DOTALL))
+        assert {"For", "Loss", "Test"} <= set(said), name
+        assert re.search(r"\(\.\./tests/[\w/]+\.py\)", said["Test"]), name
+        if name == "mst":
+            continue  # its options are on its own page
+        shown = {key: yaml.safe_load(value) for key, value in re.findall(r"`(\w+): ([^`]+)`", said.get("Options", ""))}
+        defaults = {key: _listed(value) for key, value in vars(METHODS.get(name).Options()).items() if key != "teacher"}
+        assert shown == defaults, name
+
+
+def _listed(value: object) -> object:
+    return list(value) if isinstance(value, tuple) else value
 
 
 def test_every_augmentation_is_on_the_page_of_the_recipe():

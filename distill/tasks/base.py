@@ -76,6 +76,16 @@ class Task(ABC):
         """``(batch,)`` distillation divergence of each sample; gradients flow into both sides."""
 
     @abstractmethod
+    def ensemble(self, teachers: Tensor, weights: Tensor, temperature: float) -> Tensor:
+        """``(batch, ...)`` logits of what several networks say together: of the weighted mean of their answers.
+
+        Args:
+            teachers: ``(batch, networks, ...)`` logits.
+            weights: ``(networks,)``, which sum to 1.
+            temperature: at which probabilities are averaged; the answer is to be softened by it again.
+        """
+
+    @abstractmethod
     def meter(self) -> Meter:
         """A new meter."""
 

@@ -48,6 +48,9 @@ class Classification(Task):
         """tau^2 KL(softmax(teacher / tau) || softmax(learner / tau)) (Hinton and others, arXiv 1503.02531)."""
         return divergence(learner, teacher, temperature)
 
+    def ensemble(self, teachers: Tensor, weights: Tensor, temperature: float) -> Tensor:
+        return mean_of_probabilities(teachers, weights, temperature)
+
     def meter(self) -> Meter:
         return _ClassMeter(self)
 
@@ -57,6 +60,13 @@ def divergence(learner: Tensor, teacher: Tensor, temperature: float) -> Tensor:
     log_learner = functional.log_softmax(learner.float() / temperature, dim=1)
     log_teacher = functional.log_softmax(teacher.float() / temperature, dim=1)
     return temperature**2 * (log_teacher.exp() * (log_teacher - log_learner)).sum(dim=1)
+
+
+def mean_of_probabilities(teachers: Tensor, weights: Tensor, temperature: float) -> Tensor:
+    """``tau log sum_k w_k softmax(z_k / tau)`` of ``(B, n, C, ...)`` logits and ``(n,)`` weights: ``(B, C, ...)``."""
+    each = functional.log_softmax(teachers.float() / temperature, dim=2)
+    shares = weights.log().reshape(1, -1, *([1] * (teachers.ndim - 2)))
+    return temperature * (each + shares).logsumexp(dim=1)
 
 
 class _ClassMeter:

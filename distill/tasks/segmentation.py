@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from distill.router import EvidenceRouter, MapRouter, UniformRouter
 from distill.tasks.base import Meter, Task
-from distill.tasks.classification import divergence
+from distill.tasks.classification import divergence, mean_of_probabilities
 from mst_edge.core.scoring import OutputSpec, count_pairs, mean_iou, overlap
 
 _NOTHING = -100  # class number that torch's cross entropy leaves out
@@ -73,6 +73,9 @@ class Segmentation(Task):
     def sample_kd(self, learner: Tensor, teacher: Tensor, temperature: float) -> Tensor:
         """Mean over all pixels of tau^2 KL(softmax(teacher / tau) || softmax(learner / tau))."""
         return divergence(learner, teacher, temperature).flatten(1).mean(dim=1)
+
+    def ensemble(self, teachers: Tensor, weights: Tensor, temperature: float) -> Tensor:
+        return mean_of_probabilities(teachers, weights, temperature)
 
     def meter(self) -> Meter:
         return _PixelMeter(self)

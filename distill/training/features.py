@@ -114,6 +114,10 @@ class FeatureStore:
         inputs = {name: torch.from_numpy(self._arrays[name][ids]).to(device) for name in modalities}
         return Batch(torch.from_numpy(ids), inputs, self.targets(ids).to(device))
 
+    def steps(self, split: str, batch_size: int) -> int:
+        """How many batches one epoch of ``shuffled`` has."""
+        return len(_starts(len(self.splits[split]), batch_size))
+
     def shuffled(
         self,
         split: str,
@@ -136,9 +140,7 @@ class FeatureStore:
             skip: whole batches to leave out at the beginning.
         """
         order = np.random.default_rng(seed).permutation(self.splits[split])
-        starts = list(range(0, len(order), batch_size))
-        if len(starts) > 1 and len(order) - starts[-1] == 1:
-            starts.pop()  # batch norm cannot learn from one sample
+        starts = _starts(len(order), batch_size)
         draws = {
             name: epoch_draws(self._augmentations[name], seed, name, len(order))
             for name in modalities
@@ -178,6 +180,14 @@ class FeatureStore:
         for start in range(0, len(ids), batch_size):
             for part in processes.parts(start, min(start + batch_size, len(ids)), 1):
                 yield replace(self.gather(ids[part.start : part.end], modalities, device), rows=part.rows)
+
+
+def _starts(samples: int, batch_size: int) -> list[int]:
+    """Where the batches of an epoch begin."""
+    starts = list(range(0, samples, batch_size))
+    if len(starts) > 1 and samples - starts[-1] == 1:
+        starts.pop()  # batch norm cannot learn from one sample
+    return starts
 
 
 def _features(dataset: Dataset, train: NDArray[np.int64], name: str, frontend: Frontend) -> Path:

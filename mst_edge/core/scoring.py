@@ -105,6 +105,19 @@ class Scoring(ABC):
         same = self.agreement(said.answers, reference.answers)
         return Drift(same, float(distances.mean()), float(distances.max()), (), len(said.answers))
 
+    def loyalty(self, said: Predictions, reference: Predictions, ranges: NDArray[np.float64]) -> dict[str, float]:
+        """How closely a student follows a teacher on the same samples, whatever the truth; 1 is "in everything".
+
+        ``label``: share of equal answers. ``probability``: 1 minus the Jensen-Shannon distance, the root of the
+        divergence to base 2, mean over samples (Xu and others, EMNLP 2021, arXiv 2109.03228).
+
+        Args:
+            ranges: ``(names,)`` largest minus smallest label of each number; of no account where there are classes.
+        """
+        drift = self.drift(said, reference)
+        assert drift.js_mean is not None
+        return {"label": drift.agreement, "probability": 1 - drift.js_mean}
+
     def columns(self) -> list[Column]:
         """Other metrics for tables."""
         return []
@@ -242,6 +255,12 @@ class NrmseScoring(Scoring):
     def drift(self, said: Predictions, reference: Predictions) -> Drift:
         same = self.agreement(said.answers, reference.answers)
         return Drift(same, None, None, correlations(said.answers, reference.answers), len(said.answers))
+
+    def loyalty(self, said: Predictions, reference: Predictions, ranges: NDArray[np.float64]) -> dict[str, float]:
+        """``regression``: 1 minus the mean difference in units of the labels' range, mean over the numbers. A
+        reconstruction: the source names a loyalty of numbers without its formula."""
+        apart = np.abs(said.answers.astype(np.float64) - reference.answers).mean(axis=0)
+        return {"regression": float(1 - (apart / ranges).mean())}
 
     def columns(self) -> list[Column]:
         found = [Column("r2", "R²", False), Column("pearson", "Pearson r", False)]

@@ -85,3 +85,16 @@ def test_a_bundle_finds_the_same_drift_as_the_host(scoring, shape):
         return
     assert device.agreement == pytest.approx(host.agreement)
     assert (device.js_mean, device.js_max) == pytest.approx((host.js_mean, host.js_max))
+
+
+def test_loyalty_is_one_to_oneself_and_nothing_to_the_opposite():
+    ranges = np.array([2.0, 500.0])
+    sure = np.array([[1000.0, 0, 0, 0]] * 3, np.float32)
+    for scoring, outputs in ((CLASSES, sure), (PIXELS, logits(2, 4, 3, 5))):
+        itself = scoring.loyalty(kept(scoring, outputs), kept(scoring, outputs), ranges)
+        assert itself == pytest.approx({"label": 1.0, "probability": 1.0})
+    opposite = CLASSES.loyalty(kept(CLASSES, sure), kept(CLASSES, sure[:, ::-1]), ranges)
+    assert opposite == pytest.approx({"label": 0.0, "probability": 0.0})
+    numbers = np.zeros((5, 2), np.float32)
+    apart = NUMBERS.loyalty(kept(NUMBERS, numbers), kept(NUMBERS, numbers + np.float32([1, 50])), ranges)
+    assert apart == pytest.approx({"regression": 1 - (1 / 2 + 50 / 500) / 2})

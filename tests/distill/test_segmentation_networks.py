@@ -163,9 +163,9 @@ def test_what_each_method_can_do():
     serve = {name: set(METHODS.get(name).tasks) for name in METHODS.names()}
     everything = {"classification", "segmentation", "regression"}
     assert {name for name, tasks in serve.items() if tasks == everything} == {
-        "lone", "kd", "fitnets", "rkd", "crd", "mgdfr", "mst",
+        "lone", "kd", "taid", "multi_teacher", "fitnets", "rkd", "crd", "mgdfr", "mst",
     }  # fmt: skip
-    assert serve["mlld"] == {"classification", "segmentation"}
+    assert serve["mlld"] == serve["dkd"] == {"classification", "segmentation"}
     assert serve["ofa"] == serve["c2kd"] == {"classification"}
 
 

@@ -8,15 +8,18 @@ import numpy as np
 import pytest
 import torch
 
-from distill.lab import Epochs
+from distill.lab import Epochs, FineTuning
 from distill.methods.base import METHODS
+from distill.methods.from_teachers import FromTeachers
+from distill.methods.single_teacher import SingleTeacher
 from distill.training.features import Batch
 from mst_edge.core.errors import UserError
 from mst_edge.stages.distill import method_options
 from tests.distill.methods.helpers import cross_entropy, make_method, require_it_teaches, softmax
 from tests.distill.test_training import make_lab, store  # noqa: F401
 
-FROM_ONE_TEACHER = [name for name in METHODS.names() if name not in ("lone", "mst")]
+FROM_TEACHERS = [name for name in METHODS.names() if issubclass(METHODS.get(name), FromTeachers)]
+FROM_ONE_TEACHER = [name for name in FROM_TEACHERS if issubclass(METHODS.get(name), SingleTeacher)]
 
 
 def test_the_loss_is_hintons(store, tmp_path):  # noqa: F811
@@ -31,12 +34,12 @@ def test_the_loss_is_hintons(store, tmp_path):  # noqa: F811
     assert float(losses["loss"]) == pytest.approx(0.7 * cross_entropy(z, y) + 0.3 * kd, rel=1e-5)
 
 
-@pytest.mark.parametrize("name", FROM_ONE_TEACHER)
+@pytest.mark.parametrize("name", FROM_TEACHERS)
 def test_every_method_has_a_frozen_documented_set_of_options(name):
     cls = METHODS.get(name).Options
     assert cls.__dataclass_params__.frozen
     assert all(option in cls.__doc__.partition("Attributes:")[2] for option in cls.__dataclass_fields__)
-    assert method_options(name, "", {}).teacher == ""
+    assert name not in FROM_ONE_TEACHER or method_options(name, "", {}).teacher == ""
 
 
 @pytest.mark.parametrize("name", FROM_ONE_TEACHER)
@@ -59,6 +62,20 @@ def test_the_plan_counts_every_epoch_of_the_student_once_and_the_chosen_teacher(
     assert make_method(name, lab, teacher="facts").workload()[0].phase == "lone_facts"
 
 
+@pytest.mark.parametrize("name", FROM_TEACHERS)
+def test_what_learns_by_logits_alone_goes_on_in_int8_training(store, tmp_path, name):  # noqa: F811
+    """A new method object, as the stage makes one: what ``train`` left on disk is all that it has."""
+    lab = make_lab(store, tmp_path, epochs=Epochs(1, 1, 1))
+    if not make_method(name, lab).fine_tunes:
+        with pytest.raises(UserError, match=f"the student's logits alone, which {name} cannot do"):
+            make_method(name, lab).check_fine_tuning()
+        return
+    student = lab.new_student()
+    make_method(name, lab).fine_tune(student, FineTuning("qad", 2, 1e-2))
+    losses = [epoch["loss"] for epoch in lab.histories["qad"]]
+    assert losses[1] < losses[0]
+
+
 def test_it_teaches(store, tmp_path):  # noqa: F811
     require_it_teaches(make_method("kd", make_lab(store, tmp_path)))
 
@@ -69,7 +86,7 @@ def test_a_cross_modal_teacher_is_trained_on_its_own_modality_and_listened_to(st
     assert [name for name in lab.histories if name.startswith("lone_")] == ["lone_facts", "lone_student"]
 
 
-@pytest.mark.parametrize("name", FROM_ONE_TEACHER)
+@pytest.mark.parametrize("name", FROM_TEACHERS)
 def test_bf16_autocast_changes_the_losses_little(store, tmp_path, name):  # noqa: F811
     losses = []
     for bf16 in (False, True):
