@@ -142,10 +142,14 @@ class Lab:
         """
         return replace(self, session=replace(self.session, folder=folder), lender=self.session.folder, histories={})
 
-    def new_student(self) -> Model:
-        """A student with the seed's initial weights: the same for every method."""
+    def new_student(self, choice: NetworkChoice | None = None) -> Model:
+        """A student with the seed's initial weights: the same for every method.
+
+        Args:
+            choice: another network than the recipe's.
+        """
         torch.manual_seed(self.session.seed_for("student"))
-        return self._build("student", (self.student_modality,), self.student, "student")
+        return self._build("student", (self.student_modality,), choice or self.student, "student")
 
     def new_teacher(self, name: str) -> Model:
         """A teacher with the seed's initial weights."""

@@ -47,7 +47,7 @@ class Fusion(nn.Module):
                 raise unknown_name("modality", name, input_shapes, where="encoders")
         self.encoders = nn.ModuleDict(
             {
-                name: _encoder(name, shape, num_outputs, said.get(name, {}), width)
+                name: make_encoder(shape, num_outputs, said.get(name, {}), width, where=f"encoders.{name}")
                 for name, shape in input_shapes.items()
             }
         )
@@ -63,13 +63,23 @@ class Fusion(nn.Module):
         return self.head(torch.relu(self.hidden(joined)))
 
 
-def _encoder(name: str, shape: tuple[int, ...], num_outputs: int, said: Mapping[str, Any], width: float) -> nn.Module:
-    where = f"encoders.{name}"
+def make_encoder(
+    shape: tuple[int, ...], num_outputs: int, said: Mapping[str, Any], width: float = 1.0, *, where: str
+) -> nn.Module:
+    """A network for one modality without its head, for what its ``embed`` gives.
+
+    Args:
+        said: ``{network, options}``; ``auto`` where absent. width: of ``auto``, where ``said`` names no size.
+        where: the option that says it, for errors.
+
+    Raises:
+        UserError: an unknown network, option or key, or a network without ``embed``.
+    """
     choice = _choice(said, where)
     options = dict(choice.options)
     if choice.network == AUTO and "size" not in options:
         options.setdefault("width", width)
-    network, options = resolve(choice.network, options, {name: shape}, where=where)
+    network, options = resolve(choice.network, options, {"features": shape}, where=where)
     cls = NETWORKS.get(network, where=f"{where}.network")
     if not hasattr(cls, "embed") or getattr(cls, "multimodal", False):
         raise UserError(f"{network} cannot be an encoder", where=where, fix="name one for one modality, with embed()")

@@ -9,6 +9,8 @@ takes ``(input_shapes, num_outputs, **options)``, both by modality name, and set
 says that it refuses itself what it cannot read. One that starts from files sets ``rebuilt_by``: options that build it
 again without them.
 One that learns by more than the task's loss on its logits is ``SelfTaught``.
+One whose ``class_vectors()``, ``(classes, d)``, lie in the space of one of its features names that in ``class_space``:
+a dotted path, or ``embed``.
 """
 
 from __future__ import annotations

@@ -57,6 +57,7 @@ class VideoPrompts(nn.Module):
     """
 
     multimodal = True
+    class_space = "video"
 
     def __init__(
         self,
@@ -133,6 +134,10 @@ class VideoPrompts(nn.Module):
         chosen = (classes.detach().softmax(dim=1)[:, :, None] * prompts).sum(dim=1)
         parts = [video, chosen] if text is None or not self._in_head else [video, chosen, text]
         return classes, self.head(self.dropout(functional.gelu(self.hidden(self.fused(torch.cat(parts, dim=1))))))
+
+    def class_vectors(self) -> Tensor:
+        """``(K, dim)`` prompts before they looked at a video, in the space of ``video``."""
+        return self.prompts
 
     def require_task(self, task: Task) -> None:
         """Refuses data whose ordinal scale does not have as many classes as there are prompts."""

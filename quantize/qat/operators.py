@@ -169,6 +169,7 @@ OPERATORS: Mapping[str, Operator] = {
     "Mul": lambda _, a, b: a * b,
     "Not": lambda _, x: ~x,
     "Pad": _pad,
+    "ReduceL2": _reduce(torch.linalg.vector_norm),
     "ReduceMean": _reduce(torch.mean),
     "ReduceSum": _reduce(torch.sum),
     "Relu": lambda _, x: torch.relu(x),

@@ -223,6 +223,7 @@ OPERATIONS = [
     ("ReduceMean", {"keepdims": 0}, [(2, 3, 4), [1, 2]]),
     ("ReduceSum", {}, [(2, 3, 4), [-1]]),
     ("ReduceMean", {}, [(2, 3, 4)]),
+    ("ReduceL2", {"keepdims": 1}, [(2, 3, 4), [2]]),
     ("Reshape", {}, [(2, 3, 4), [0, -1]]),
     ("Flatten", {"axis": 2}, [(2, 3, 4, 5)]),
     ("Transpose", {"perm": [2, 0, 1]}, [(2, 3, 4)]),
