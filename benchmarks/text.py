@@ -65,7 +65,7 @@ class Seed:
         for name in rows:
             with get_target(_TARGET).load(load_build(folder.builds(_TARGET) / name)) as runner:
                 answers[name] = np.concatenate([runner.run(sample[None]) for sample in inputs])
-        models = {f"{row['method']} {row['role']}": row["test"]["accuracy"] for row in result["models"]}
+        models = {f"{row['method']} {row['role']}": row["test"]["accuracy"] for row in result["distill"]["models"]}
         output: OutputSpec = load_variant(folder.variants / "fp32").output
         return cls(models, rows, answers, truth, scoring_of(output))
 
