@@ -1,4 +1,4 @@
-"""Sorts texts by what they are about: lines, tables or JSON lines in, a category for each out."""
+"""Sorts texts by what a student says of them: lines, tables or JSON lines in, a category or a number for each out."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import json
 import re
 import sys
 import time
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
@@ -16,10 +17,12 @@ from pathlib import Path
 from typing import Any, TextIO
 
 import numpy as np
+from numpy.typing import NDArray
 
-from apps.runtime import Bundle, BundleError, memory_mb
-from apps.runtime.answers import softmax
+from apps.runtime import Bundle, BundleError, Numbers, memory_mb
+from apps.runtime.answers import answer_of, softmax
 from apps.runtime.lines import FORMATS, Line, format_of, open_texts, read_lines
+from apps.runtime.manifest import Manifest
 from apps.runtime.terminal import printable
 from apps.runtime.tokenizer import AnyTokenizer
 
@@ -29,15 +32,35 @@ _SHOWN = 100  # characters of a text
 
 
 @dataclass(frozen=True)
+class Verdict:
+    """What a student says of a text.
+
+    Attributes:
+        category: a class's name, or of a number the ordinal class that it falls into; ``UNSURE`` where that is not
+            likely enough, or no text was; empty of numbers without classes.
+        said: for a person, how sure it is, or the numbers.
+        record: for a machine, all that was said.
+        values: the numbers by name; empty of classes.
+    """
+
+    category: str
+    said: str
+    record: dict[str, Any]
+    values: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Judged:
-    """A text and what it is about; ``category`` is ``UNSURE`` where ``best`` is not likely enough, or no text was."""
+    """A text and what is said of it."""
 
     source: str
     line: Line
     odd: tuple[str, ...]
-    category: str
-    best: str
-    probabilities: dict[str, float]
+    verdict: Verdict
+
+    @property
+    def category(self) -> str:
+        return self.verdict.category
 
     def record(self) -> dict[str, Any]:
         """For a machine."""
@@ -45,9 +68,7 @@ class Judged:
             "file": self.source,
             "line": self.line.number,
             "category": self.category,
-            "best": self.best,
-            "confidence": round(self.probabilities[self.best], 6),
-            "probabilities": {label: round(share, 6) for label, share in self.probabilities.items()},
+            **self.verdict.record,
             "odd": list(self.odd),
             "text": self.line.text,
         }
@@ -55,8 +76,7 @@ class Judged:
     def shown(self, width: int) -> str:
         """For a person: nothing in it can reach a terminal but as a character."""
         place = f"{printable(self.source, 40)}:{self.line.number}"
-        share = self.probabilities[self.best]
-        return f"{place:20} {share:6.1%}  {self.category:{width}}  {printable(self.line.text, _SHOWN)}"
+        return f"{place:20} {self.verdict.said}  {self.category:{width}}  {printable(self.line.text, _SHOWN)}"
 
 
 @dataclass
@@ -65,25 +85,47 @@ class Summary:
 
     categories: Counter[str] = field(default_factory=Counter)
     odd: Counter[str] = field(default_factory=Counter)
+    sums: dict[str, float] = field(default_factory=dict)
+    read: int = 0
     start_s: float = field(default_factory=time.perf_counter)
 
     def add(self, judged: Judged) -> None:
         self.categories[judged.category] += 1
         self.odd.update(judged.odd)
+        if judged.category != UNSURE:  # what is said of no text says nothing of texts
+            self.read += 1
+            for name, value in judged.verdict.values.items():
+                self.sums[name] = self.sums.get(name, 0.0) + value
 
     def text(self) -> str:
         """For a person."""
         total, seconds = self.categories.total(), time.perf_counter() - self.start_s
-        rows = [f"{count:8} {count / total:6.1%}  {name}" for name, count in self.categories.most_common()]
+        rows = [f"{count:8} {count / total:6.1%}  {name}" for name, count in self.categories.most_common() if name]
+        rows += [f"{value / self.read:8.3f} mean {printable(name)}" for name, value in self.sums.items()]
         rows += [f"{count:8} {count / total:6.1%}  of them {what}" for what, count in self.odd.most_common()]
         held = memory_mb().get("peak", 0.0)
         return "\n".join([*rows, f"{total:8} texts, {total / seconds:.0f} per second, {held:.0f} MB at most"])
 
 
-class Thresholds:
-    """The least confidence of each category: ``--min-confidence`` for all, ``--threshold NAME=VALUE`` for one."""
+class Judge(ABC):
+    """Makes verdicts of a student's outputs; ``categories`` are all that there can be but ``UNSURE``."""
+
+    categories: tuple[str, ...]
+
+    @abstractmethod
+    def verdict(self, output: NDArray[np.float32], *, empty: bool) -> Verdict:
+        """What one output, ``(labels,)``, says; ``empty`` where there was nothing to read."""
+
+
+class Classes(Judge):
+    """The likeliest class, where it is likely enough.
+
+    Args:
+        least: confidence, of all categories; ``own`` of one each, as ``NAME=VALUE``.
+    """
 
     def __init__(self, labels: Sequence[str], least: float, own: Iterable[str]) -> None:
+        self.categories = tuple(labels)
         self._least = dict.fromkeys(labels, least)
         for given in own:
             name, _, value = given.rpartition("=")
@@ -94,15 +136,41 @@ class Thresholds:
             except ValueError:
                 raise BundleError(f"{value!r} is no number", where=f"--threshold {given}") from None
 
-    def category(self, best: str, share: float) -> str:
-        """``best``, or ``UNSURE``."""
-        return best if share >= self._least[best] else UNSURE
+    def verdict(self, output: NDArray[np.float32], *, empty: bool) -> Verdict:
+        shares = softmax(output)
+        probabilities = {self.categories[k]: float(shares[k]) for k in np.argsort(-shares, kind="stable")}
+        best, share = next(iter(probabilities.items()))
+        record = {
+            "best": best,
+            "confidence": round(share, 6),
+            "probabilities": {label: round(share, 6) for label, share in probabilities.items()},
+        }
+        sure = share >= self._least[best] and not empty
+        return Verdict(best if sure else UNSURE, f"{share:6.1%}", record)
+
+
+class Scale(Judge):
+    """Numbers in their units, and where the data has ordinal classes, the one that the number falls into."""
+
+    def __init__(self, manifest: Manifest) -> None:
+        self._manifest = manifest
+        self.categories = tuple(f"{centre:g}" for centre in manifest.ordinal) or ("",)
+
+    def verdict(self, output: NDArray[np.float32], *, empty: bool) -> Verdict:
+        numbers = answer_of(output, self._manifest, 0.0)
+        assert isinstance(numbers, Numbers)
+        parts = (f"{name} {value:8.3f} {numbers.units[name]}".rstrip() for name, value in numbers.values.items())
+        said = printable(", ".join(parts), _SHOWN)
+        category = "" if numbers.ordinal_class is None else f"{numbers.ordinal_class:g}"
+        return Verdict(UNSURE if empty else category, said, numbers.record(), numbers.values)
 
 
 class Folder:
     """A file of JSON lines per category, in a folder; lines are added to what is there."""
 
     def __init__(self, path: Path, labels: Sequence[str], stack: ExitStack) -> None:
+        if "" in labels:
+            raise BundleError("its numbers have no classes to sort texts by", where="--route", fix="leave it out")
         self._path = path
         self._names = {UNSURE: "unsure"}
         for label in labels:
@@ -134,20 +202,17 @@ def main(arguments: list[str]) -> int:
         raise BundleError(f"{chosen.batch} texts at once are none", where="--batch", fix="give 1 or more")
     with ExitStack() as stack:
         bundle = stack.enter_context(Bundle.open(chosen.bundle))
-        tokenizer, labels = bundle.require_text(), bundle.manifest.labels
-        if bundle.manifest.task != "classification":
-            raise BundleError(f"its student does {bundle.manifest.task}, not classification", where=chosen.bundle)
-        thresholds = Thresholds(labels, chosen.min_confidence, chosen.threshold)
-        folder = Folder(chosen.route, labels, stack) if chosen.route is not None else None
+        tokenizer, judge = bundle.require_text(), judge_of(bundle.manifest, chosen)
+        folder = Folder(chosen.route, judge.categories, stack) if chosen.route is not None else None
         bundle.load()
         for note in bundle.notes:
             print(f"note: {note}", file=sys.stderr)
         summary, failures = Summary(), list[BundleError]()
-        width = max(map(len, labels))
+        width = max(map(len, judge.categories))
         try:
             texts = _texts(chosen, failures)
             while batch := list(islice(texts, chosen.batch)):
-                for judged in judge(bundle, tokenizer, thresholds, batch):
+                for judged in judge_all(bundle, tokenizer, judge, batch):
                     summary.add(judged)
                     if not chosen.quiet:
                         print(json.dumps(judged.record()) if chosen.json else judged.shown(width), flush=True)
@@ -159,19 +224,30 @@ def main(arguments: list[str]) -> int:
     return 2 if failures else 0
 
 
-def judge(
-    bundle: Bundle, tokenizer: AnyTokenizer, thresholds: Thresholds, batch: Sequence[tuple[str, Line]]
+def judge_of(manifest: Manifest, chosen: argparse.Namespace) -> Judge:
+    """What fits a student's task.
+
+    Raises:
+        BundleError: thresholds of confidence for a student of numbers, or a category that it does not have.
+    """
+    if manifest.task == "classification":
+        return Classes(manifest.labels, chosen.min_confidence, chosen.threshold)
+    for option, given in (("--min-confidence", chosen.min_confidence), ("--threshold", chosen.threshold)):
+        if given:
+            raise BundleError("its student answers with numbers, and has no confidence", where=option, fix="leave it out")
+    return Scale(manifest)
+
+
+def judge_all(
+    bundle: Bundle, tokenizer: AnyTokenizer, judge: Judge, batch: Sequence[tuple[str, Line]]
 ) -> Iterator[Judged]:
-    """What each text of a batch is about. Nothing to read (padding alone) is ``UNSURE``, whatever the student says."""
+    """What is said of each text of a batch. Nothing to read (padding alone) is ``UNSURE``, whatever the student says."""
     encoded = [tokenizer.encode(line.text) for _, line in batch]
-    shares = softmax(bundle.outputs(np.stack([ids for ids, _ in encoded])))
-    for (source, line), (ids, cut), share in zip(batch, encoded, shares, strict=True):
-        order = np.argsort(-share, kind="stable")
-        probabilities = {bundle.manifest.labels[k]: float(share[k]) for k in order}
-        best = bundle.manifest.labels[order[0]]
-        odd = (*line.odd, *((TOO_LONG,) if cut else ()), *((EMPTY,) if tokenizer.says_nothing(ids) else ()))
-        category = UNSURE if tokenizer.says_nothing(ids) else thresholds.category(best, probabilities[best])
-        yield Judged(source, line, odd, category, best, probabilities)
+    outputs = bundle.outputs(np.stack([ids for ids, _ in encoded]))
+    for (source, line), (ids, cut), output in zip(batch, encoded, outputs, strict=True):
+        empty = tokenizer.says_nothing(ids)
+        odd = (*line.odd, *((TOO_LONG,) if cut else ()), *((EMPTY,) if empty else ()))
+        yield Judged(source, line, odd, judge.verdict(output, empty=empty))
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -55,7 +55,7 @@ _BY_KIND = {
 
 def app_of(output: OutputSpec, given: InputSpec) -> App:
     """The app for a student; ``predict`` where none is made for its task and input."""
-    if output.task != "classification":
+    if output.task != "classification" and (output.task, given.kind) != ("regression", "text"):
         return _PREDICT
     app = _BY_KIND.get(given.kind, _PREDICT)
     if given.kind == "audio" and _EMOTIONS & set(output.names):

@@ -118,6 +118,7 @@ def pack(
             "labels": list(output.names),
             "units": list(output.units),
             "scale": list(output.scale),
+            "ordinal": list(output.ordinal),
             "ignore_label": output.ignore_label,
             "input": {
                 **asdict(input_spec),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,20 +41,26 @@ class Prediction:
 
 @dataclass(frozen=True)
 class Numbers:
-    """Numbers by name, in ``units`` (empty where not stated), and the time it took."""
+    """Numbers by name, in ``units`` (empty where not stated), and the time it took.
+
+    Attributes:
+        ordinal_class: centre of the ordinal class that the one number falls into; None where the data has no classes.
+    """
 
     values: dict[str, float]
     units: dict[str, str]
     latency_ms: float
+    ordinal_class: float | None = None
 
     def text(self) -> str:
         """For a person, without the time."""
         said = (f"{name} {value:.6g} {self.units[name]}".rstrip() for name, value in self.values.items())
-        return ", ".join(said)
+        return ", ".join(said) + ("" if self.ordinal_class is None else f" (class {self.ordinal_class:g})")
 
     def record(self) -> dict[str, Any]:
         """For a machine, without the time."""
-        return {"values": self.values, "units": self.units}
+        beside = {} if self.ordinal_class is None else {"ordinal_class": self.ordinal_class}
+        return {"values": self.values, "units": self.units, **beside}
 
 
 @dataclass(frozen=True)
@@ -80,7 +87,8 @@ def answer_of(output: NDArray[np.float32], manifest: Manifest, latency_ms: float
     """One sample's output, ``(labels, ...)``, as its task means it."""
     if manifest.task == "regression":
         values = {name: float(value) for name, value in zip(manifest.labels, output, strict=True)}
-        return Numbers(values, dict(zip(manifest.labels, manifest.units, strict=True)), latency_ms)
+        units = dict(zip(manifest.labels, manifest.units, strict=True))
+        return Numbers(values, units, latency_ms, nearest_centre(float(output[0]), manifest.ordinal))
     if manifest.task == "segmentation":
         labels = output.argmax(axis=0)
         counts = np.bincount(labels.reshape(-1), minlength=len(manifest.labels)) / labels.size
@@ -90,6 +98,11 @@ def answer_of(output: NDArray[np.float32], manifest: Manifest, latency_ms: float
     named = {manifest.labels[i]: float(probabilities[i]) for i in np.argsort(-probabilities)}
     label, confidence = next(iter(named.items()))
     return Prediction(label, confidence, named, latency_ms)
+
+
+def nearest_centre(value: float, centres: Sequence[float]) -> float | None:
+    """The centre nearest to a number; of two equally near ones the even one, as numpy rounds. None without centres."""
+    return min(centres, key=lambda centre: (abs(value - centre), centre % 2 != 0), default=None)
 
 
 def keep_label_map(said: Answer, folder: Path, file: Path) -> None:

@@ -82,6 +82,7 @@ class Manifest:
         labels: names of the classes, or of the numbers.
         units: of the numbers, one per label; empty for classes.
         scale: standard deviation of each number over the training data; empty for classes.
+        ordinal: centres of the ordinal classes that the one number falls into, rising; mostly empty.
         ignore_label: class that stands for pixels without a label.
         fp32_outputs: path of what the fp32 model says of the reference inputs.
     """
@@ -92,6 +93,7 @@ class Manifest:
     labels: tuple[str, ...]
     units: tuple[str, ...]
     scale: tuple[float, ...]
+    ordinal: tuple[float, ...]
     ignore_label: int | None
     input: InputSpec
     reference_inputs: str
@@ -161,6 +163,7 @@ def _parse(raw: dict[str, Any]) -> Manifest:
         labels=tuple(str(label) for label in raw["labels"]),
         units=tuple(str(unit) for unit in raw["units"]),
         scale=tuple(float(scale) for scale in raw["scale"]),
+        ordinal=tuple(float(centre) for centre in raw.get("ordinal", ())),
         ignore_label=None if raw["ignore_label"] is None else int(raw["ignore_label"]),
         input=InputSpec(
             name=str(said["name"]),

@@ -52,6 +52,7 @@ class Model:
             "target": manifest.target,
             "task": manifest.task,
             "labels": list(manifest.labels),
+            "ordinal": list(manifest.ordinal),
             "kind": spec.kind,
             "shape": list(spec.shape),
             "sample_rate_hz": spec.sample_rate_hz,

@@ -33,7 +33,8 @@ def overall(deployed: Sequence[Mapping[str, Any]]) -> str:
 
 def output_of(manifest: Manifest) -> OutputSpec:
     """What the output of a bundle's model means."""
-    return OutputSpec(manifest.task, manifest.labels, manifest.units, manifest.ignore_label, manifest.scale)
+    said = manifest
+    return OutputSpec(said.task, said.labels, said.units, said.ignore_label, said.scale, said.ordinal)
 
 
 def variants_for(subject: Subject, target: Target) -> tuple[list[Variant], list[dict[str, str]]]:

@@ -10,24 +10,25 @@ from quantize.qdq import needs_reduced_range
 from quantize.schemes.base import SCHEMES, Material, Scheme, require_types
 
 # Dynamic convolutions run without a fast kernel: several times slower than float.
-_TYPES = ("MatMul", "Gemm")
+_PRODUCTS = ("MatMul", "Gemm")
+_TYPES = (*_PRODUCTS, "Gather")  # of a constant: a table of embeddings
 
 
 @SCHEMES.register("int8-dynamic")
 class Int8Dynamic(Scheme):
-    """Matrix products with signed weights per channel; what a transformer or an MLP is made of."""
+    """Matrix products with signed weights per channel, what a transformer or an MLP is made of, and tables."""
 
     name = "int8-dynamic"
     precision = "int8"
     backend = "onnxruntime"
     uses_samples = False
-    summary = "int8 matrix products, activation ranges per input; convolutions stay in float"
+    summary = "int8 matrix products and tables of embeddings, activation ranges per input; convolutions stay in float"
 
     def _write(self, material: Material, out: Path) -> dict[str, Any]:
         from onnxruntime.quantization import QuantType, quantize_dynamic
 
         model = material.model()
-        require_types(model, _TYPES, self.name)
+        require_types(model, _PRODUCTS, self.name)
         reduce_range = needs_reduced_range()
         logging.disable(logging.WARNING)  # it advises pre-processing on the root logger
         try:

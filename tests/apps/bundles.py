@@ -37,6 +37,30 @@ def text_bundle(folder: Path, texts: list[str], classes: list[str], *, vocabular
     return packed(folder / "cpu", model, spec, few, names, examples=examples, tokenizer=tokenizer)
 
 
+MOODS = {"awful": -2.5, "poor": -1.0, "nice": 1.0, "great": 2.25}
+
+
+def mood_bundle(folder: Path, ordinal: tuple[float, ...] = (-3, -2, -1, 0, 1, 2, 3)) -> Path:
+    """A bundle of a number in stars: the sum of what words of ``MOODS`` mean; other words, and none, mean 0.5."""
+    texts = [" ".join([word] * 9) for word in MOODS]
+    tokenizer = Tokenizer(learn_merges(texts, 400, lower_case=True), 12, True)
+    table = np.zeros((tokenizer.vocabulary, 1), np.float32)
+    for word, value in MOODS.items():
+        ids, _ = tokenizer.encode(word)
+        assert (ids > 0).sum() == 1, "a token of its own"
+        table[ids[0]] = value - 0.5
+    nodes = [
+        helper.make_node("Gather", ["table", "text"], ["rows"]),
+        helper.make_node("ReduceSum", ["rows", "axes"], ["sums"], keepdims=0),
+        helper.make_node("Add", ["sums", "bias"], ["logits"]),
+    ]
+    bias = np.full(1, 0.5, np.float32)
+    model = model_of(nodes, ("text", [12], TensorProto.INT32), 1, table=table, bias=bias, axes=np.array([1]))
+    output = OutputSpec("regression", ("sentiment",), ("stars",), scale=(1.5,), ordinal=ordinal)
+    few = tokenizer.encode_all(texts)
+    return packed(folder / "cpu", model, InputSpec("text", "text", (12,), "int32"), few, (), tokenizer=tokenizer, output=output)
+
+
 def bayes(tokenizer: Tokenizer, texts: list[str], classes: list[str]) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
     """Naive Bayes on counts of tokens: ``(vocabulary, classes)`` log likelihoods, ``(classes,)`` log shares, names.
 
@@ -92,8 +116,13 @@ def packed(
     builds: Mapping[str, str] = MappingProxyType({"onnxruntime-fp32": "fp32"}),
     examples: Mapping[str, bytes] = MappingProxyType({}),
     tokenizer: Tokenizer | None = None,
+    output: OutputSpec | None = None,
 ) -> Path:
-    """Packs ``model`` as every one of ``builds``, id by precision, and returns the bundle's folder."""
+    """Packs ``model`` as every one of ``builds``, id by precision, and returns the bundle's folder.
+
+    Args:
+        output: what it answers with; classes called ``names`` by default.
+    """
     made = bundle.with_name(f"{bundle.name}-made")
     made.mkdir(parents=True)
     onnx.save(model, made / "model.onnx")
@@ -108,7 +137,7 @@ def packed(
         bundle,
         name=f"{spec.kind}_on_paper",
         target="cpu",
-        output=OutputSpec("classification", names),
+        output=output or OutputSpec("classification", names),
         input_spec=spec,
         reference_inputs=inputs,
         fp32_outputs=outputs,

@@ -155,6 +155,7 @@ def test_packages_of_apps_are_found_and_carried_whole(tmp_path, monkeypatch):
         (CLASSES, "text", (48,), "int32", "triage"),
         (CLASSES, "vector", (4,), "float32", "predict"),
         (OutputSpec("regression", ("K",), ("K",), scale=(1.0,)), "audio", (8000,), "float32", "predict"),
+        (OutputSpec("regression", ("stars",), ("",), scale=(1.0,)), "text", (48,), "int32", "triage"),
     ],
 )
 def test_the_app_fits_the_student(output, kind, shape, dtype, app):

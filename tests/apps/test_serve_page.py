@@ -5,11 +5,15 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
 
+from tests.apps.bundles import mood_bundle
 from tests.apps.paper_bundles import STROKES, ear, eye, reader
 from tests.browser import Browser
 from tests.conftest import ROOT
@@ -26,10 +30,9 @@ def folder(tmp_path_factory):
     return folder
 
 
-@pytest.fixture(scope="module")
-def url(folder):
-    """Of a server as on another machine: with a token."""
-    bundles = [str(folder / name) for name in ("ear", "eye", "reader")]
+@contextmanager
+def served(*bundles: Path) -> Iterator[str]:
+    """The address of a server as on another machine: with a token."""
     with subprocess.Popen(
         [
             sys.executable,
@@ -37,7 +40,7 @@ def url(folder):
             "mst_edge",
             "app",
             "serve",
-            *bundles,
+            *map(str, bundles),
             "--build",
             "all",
             "--port",
@@ -52,6 +55,12 @@ def url(folder):
         line = next(line for line in process.stdout if line.startswith("open "))
         yield line.split()[1]
         process.terminate()
+
+
+@pytest.fixture(scope="module")
+def url(folder):
+    with served(*(folder / name for name in ("ear", "eye", "reader"))) as url:
+        yield url
 
 
 @pytest.fixture(scope="module")
@@ -147,6 +156,21 @@ def test_a_text_that_is_typed_is_answered(page):
     page.click("#say button")
     assert _answers(page) == ["needs help", "needs help"]
     assert page.ask("document.querySelectorAll('.tokens li').length") == len(" we need water")
+
+
+def test_a_number_on_an_ordinal_scale_is_shown_with_its_class(page, tmp_path):
+    with served(mood_bundle(tmp_path)) as url:
+        page.open(url)
+        page.click("#text")
+        page.call("Input.insertText", text="great")
+        page.click("#say button")
+        assert _answers(page) == ["2.25"]
+        assert page.ask("document.querySelector('.said span').textContent") == "class 2"
+        assert page.ask("document.querySelector('.build td + td').textContent") == "2.2500 stars"
+        assert page.ask("document.querySelector('.scale .best').textContent") == "2"
+        # A quarter of the way from the middle of the box of 2 to that of 3, of seven boxes.
+        assert float(page.ask("document.querySelector('.needle').style.left")[:-1]) == pytest.approx(100 * 5.75 / 7)
+        assert "sentiment 2.250" in page.ask("document.querySelector('#history .labels').textContent")
 
 
 def test_history_brings_an_answer_back(page, folder):

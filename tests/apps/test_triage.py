@@ -22,7 +22,7 @@ from apps.runtime.terminal import printable
 from apps.runtime.tokenizer import Tokenizer, read_tokenizer
 from apps.triage import EMPTY, TOO_LONG, UNSURE, main
 from distill.datasets.raw import crisismmd
-from tests.apps.bundles import bayes, sound_bundle, text_bundle
+from tests.apps.bundles import bayes, mood_bundle, sound_bundle, text_bundle
 from tests.conftest import ROOT
 from tests.texts import make_texts
 
@@ -305,3 +305,35 @@ def test_what_does_not_fit_is_told(tmp_path, reader):
         main([str(reader), "--text", "x", "--batch", "0"])
     (tmp_path / "x.txt").write_text("x")
     assert main([str(reader), str(tmp_path / "x.txt"), "--column", "text"]) == 2
+
+
+def test_a_number_is_said_in_its_unit_with_its_ordinal_class(tmp_path, capsys):
+    bundle = mood_bundle(tmp_path)
+    (tmp_path / "x.txt").write_text("awful, poor end\nnice\ngreat\n\nfilm\n", encoding="utf-8")
+    assert main([str(bundle), str(tmp_path / "x.txt"), "--json", "--route", str(tmp_path / "out")]) == 0
+    out, told = capsys.readouterr()
+    said = [json.loads(line) for line in out.splitlines()]
+    # Beyond the scale the last class is meant; 0.5 is as near to 0 as to 1, and the even one is taken.
+    assert [record["values"]["sentiment"] for record in said] == [-4.0, 1.0, 2.25, 0.5, 0.5]
+    assert [record["category"] for record in said] == ["-3", "1", "2", UNSURE, "0"]
+    assert [record["ordinal_class"] for record in said][:3] == [-3, 1, 2]
+    assert said[0]["units"] == {"sentiment": "stars"}
+    assert f"{(-4 + 1 + 2.25 + 0.5) / 4:8.3f} mean sentiment\n" in told
+    assert sorted(file.stem for file in (tmp_path / "out").iterdir()) == ["-3", "0", "1", "2", "unsure"]
+    assert main([str(bundle), "--text", "great"]) == 0
+    assert capsys.readouterr().out == f"{'--text:1':20} sentiment    2.250 stars  2   great\n"
+
+
+def test_numbers_without_classes_cannot_be_sorted_and_none_has_a_confidence(tmp_path, capsys):
+    bundle = str(mood_bundle(tmp_path, ordinal=()))
+    assert main([bundle, "--text", "great", "--json"]) == 0
+    record = json.loads(capsys.readouterr().out)
+    assert (record["category"], record["values"]) == ("", {"sentiment": 2.25})
+    assert "ordinal_class" not in record
+    for option, value, says in (
+        ("--route", str(tmp_path / "out"), "--route: its numbers have no classes to sort texts by"),
+        ("--min-confidence", "0.5", "--min-confidence: its student answers with numbers"),
+        ("--threshold", "2=0.5", "--threshold: its student answers with numbers"),
+    ):
+        with pytest.raises(BundleError, match=says):
+            main([bundle, "--text", "great", option, value])

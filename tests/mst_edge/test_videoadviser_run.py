@@ -1,8 +1,13 @@
-"""VideoAdviser through the command line, offline: opinions in words and video to an int8 student that reads words."""
+"""VideoAdviser and routed teachers through the command line, offline: opinions in words and video to an int8 student
+that reads words, to a bundle, to the app that it carries."""
 
 from __future__ import annotations
 
 import json
+import re
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +28,7 @@ RECIPE = {
     "teachers": {"multimodal": TEACHER, "cross_modal": {"video": TEACHER}},
     "distill": {
         "method": "videoadviser",
-        "compare": ["lone", "mst"],
+        "compare": ["lone"],
         "epochs": {"collaborate": 2, "masks": 1, "distill": 4},
         "batch_size": 32,
         "optimizer": {"lr": 0.004},
@@ -40,28 +45,58 @@ RECIPE = {
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory) -> Path:
+def recipe(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("opinions")
     data = write_opinions(folder / "data", 400)
     (folder / "r.yaml").write_text(yaml.safe_dump({**RECIPE, "dataset": {"path": str(data)}}))
-    done = mst_edge("run", folder / "r.yaml", "--out", folder / "out")
+    return folder / "r.yaml"
+
+
+@pytest.fixture(scope="module")
+def run(recipe) -> Path:
+    """By VideoAdviser's own signal."""
+    out = recipe.parent / "out"
+    done = mst_edge("run", recipe, "--out", out)
     assert done.code == 0, done.err
-    return folder / "out"
+    return out
 
 
-def test_the_exported_student_reads_words_alone(run):
-    for file in (run / "variants").rglob("*.onnx"):
+@pytest.fixture(scope="module")
+def routed(recipe) -> Path:
+    """By routed teachers, each of which has learned by step 1."""
+    out = recipe.parent / "routed"
+    done = mst_edge("run", recipe, "--out", out, "--set", "distill.method=mst", "--set", "distill.compare=[]")
+    assert done.code == 0, done.err
+    return out
+
+
+@pytest.fixture(params=["run", "routed"])
+def bundle(request) -> Path:
+    return request.getfixturevalue(request.param) / "bundles" / "cpu"
+
+
+@pytest.fixture(scope="module")
+def said(recipe) -> tuple[Path, list[str], np.ndarray]:
+    """A file of new opinions, the lines in it, and what they mean."""
+    texts, _, _, clean = make_opinions(40, seed=9)
+    (recipe.parent / "said.txt").write_text("\n".join(texts))
+    return recipe.parent / "said.txt", texts.tolist(), clean
+
+
+def test_the_exported_student_reads_words_alone(bundle):
+    for file in [*(bundle.parents[1] / "variants").rglob("*.onnx"), *bundle.rglob("*.onnx")]:
         graph = onnx.load(file).graph  # of every precision
         assert [given.name for given in graph.input] == ["text"], file
-    bundle = run / "bundles" / "cpu"
     manifest = json.loads((bundle / "manifest.json").read_text())
     assert (manifest["input"]["name"], manifest["builds"][0]["precision"]) == ("text", "int8")
 
 
-def test_all_metrics_of_the_task_are_reported(run):
-    result = json.loads((run / "result.json").read_text())
-    rows = {(row["role"], row["method"]): row["test"] for row in result["distill"]["models"]}
-    assert set(rows) == {("teacher", "lone"), ("student", "lone"), ("student", "mst"), ("student", "videoadviser")}
+def test_all_metrics_of_the_task_are_reported(run, routed):
+    rows = {}
+    for folder in (run, routed):
+        models = json.loads((folder / "result.json").read_text())["distill"]["models"]
+        rows |= {(row["role"], row["method"]): row["test"] for row in models}
+    assert {("teacher", "lone"), ("student", "lone"), ("student", "mst"), ("student", "videoadviser")} <= set(rows)
     keys = {"mae_sentiment", "pearson", "acc_rounded", "acc_sdk", "acc2_has0", "acc2_non0", "f1_has0", "f1_non0"}
     assert all(keys <= set(row) for row in rows.values())
     page = (run / "report.html").read_text()
@@ -88,13 +123,34 @@ def test_rounding_costs_what_the_specification_allows(run, tmp_path):
     assert abs(errors["int8-dynamic"] - errors["fp32"]) <= 0.02
 
 
-def test_a_bundle_answers_texts_with_numbers(run, tmp_path):
-    texts, _, _, clean = make_opinions(40, seed=9)
-    (tmp_path / "said.txt").write_text("\n".join(texts))
-    done = mst_edge("predict", run / "bundles" / "cpu", tmp_path / "said.txt", "--lines", "--json")
+def test_the_app_says_a_number_and_its_class_of_every_line(bundle, said):
+    file, texts, clean = said
+    done = mst_edge("app", "triage", bundle, file, "--json")
     assert done.code == 0, done.err
-    said = [json.loads(line)["values"]["sentiment"] for line in done.out.splitlines()]
-    assert np.corrcoef(said, clean)[0, 1] > 0.5
+    answers = [json.loads(line) for line in done.out.splitlines()]
+    assert [answer["text"] for answer in answers] == texts
+    numbers = [answer["values"]["sentiment"] for answer in answers]
+    assert np.corrcoef(numbers, clean)[0, 1] > 0.5
+    assert [answer["ordinal_class"] for answer in answers] == np.clip(np.round(numbers), -3, 3).tolist()
+    assert {answer["category"] for answer in answers} <= set(map(str, range(-3, 4)))
+
+
+def test_a_bundle_on_its_own_says_the_same(bundle, said, tmp_path):
+    """Nothing of ours beside it: the app that it carries, its program, and its self-test."""
+    file, texts, _ = said
+    wanted = mst_edge("app", "triage", bundle, file).out
+    copy = shutil.copytree(bundle, tmp_path / "b")
+    outputs = [
+        subprocess.run([sys.executable, "-I", copy / name, *arguments], capture_output=True, text=True, check=False)
+        for name, *arguments in (("app.py", file), ("run.py", "--self-test", "--text", texts[0]))
+    ]
+    assert [done.returncode for done in outputs] == [0, 0], outputs
+    assert outputs[0].stdout == wanted
+    tested, drift, answer = outputs[1].stdout.splitlines()
+    assert tested.startswith("self-test passed: onnxruntime-int8")
+    assert drift.startswith("correlation with the fp32 model: sentiment ")
+    number, category = re.search(r"sentiment (\S+) \(class (\S+)\)", answer).groups()
+    assert wanted.splitlines()[0].split()[1:4] == ["sentiment", f"{float(number):.3f}", category]
 
 
 def test_a_label_off_the_scale_ends_the_run_with_one_line(tmp_path):

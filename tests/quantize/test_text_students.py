@@ -55,15 +55,44 @@ def test_the_graph_computes_no_shapes_as_it_runs(exported):
     assert not operators & {"Shape", "Range", "NonZero", "ScatterND", "Loop", "If"}
 
 
-def test_int8_keeps_the_logits_and_packs_the_embeddings(exported, tmp_path):
-    _, variant, ids = exported
-    int8 = quantized(variant, ids, tmp_path / "int8")
+def _table(variant, student):
+    """What the graph keeps of the embeddings: a row per token, more than one value wide."""
+    tensors = [numpy_helper.to_array(tensor) for tensor in onnx.load(variant.model).graph.initializer]
+    rows = student.spec.tokenizer.vocabulary
+    (table,) = (tensor for tensor in tensors if tensor.ndim == 2 and len(tensor) == rows and tensor.shape[1] > 1)
+    return table
+
+
+@pytest.mark.parametrize("scheme", ["int8-static", "int8-dynamic", "int8-weights", "int4-weights"])
+def test_integers_keep_the_logits_and_pack_the_embeddings(exported, tmp_path, scheme):
+    """They are most of a text student: in float, no scheme makes its file much smaller."""
+    student, variant, ids = exported
+    made = quantized(variant, ids, tmp_path / scheme, scheme)
     wanted = _run(variant, ids)
-    assert np.abs(_run(int8, ids) - wanted).max() < 0.3 * wanted.std()
-    tables = [numpy_helper.to_array(tensor) for tensor in onnx.load(int8.model).graph.initializer]
-    vocabulary = exported[0].spec.tokenizer.vocabulary
-    (embedding,) = (table for table in tables if table.ndim == 2 and len(table) == vocabulary)
-    assert embedding.itemsize == 1
+    assert np.median(np.abs(_run(made, ids) - wanted)) < (0.3 if made.precision == "w4" else 0.06) * wanted.std()
+    assert _table(made, student).itemsize == 1
+    assert made.model.stat().st_size < 0.45 * variant.model.stat().st_size
+
+
+def test_rows_of_a_table_have_a_scale_each(exported, tmp_path):
+    student, variant, ids = exported
+    made = quantized(variant, ids, tmp_path / "w8", "int8-weights")
+    tensors = {t.name: numpy_helper.to_array(t) for t in onnx.load(made.model).graph.initializer}
+    (scales,) = (tensor for name, tensor in tensors.items() if name.endswith("_scale"))
+    table = student.network.embedding.weight.detach().numpy()
+    assert np.allclose(scales[:, 0], np.abs(table).max(axis=1) / 127)
+    assert (np.abs(_table(made, student) * scales - table) <= 0.501 * scales).all()
+
+
+@pytest.mark.parametrize("scheme", ["int8-dynamic", "int4-weights"])
+def test_an_excluded_table_stays_in_float(exported, tmp_path, scheme):
+    student, variant, ids = exported
+    if scheme == "int4-weights" and student.spec.network.network == "text_bag":
+        with pytest.raises(UserError, match="the model has none"):
+            quantized(variant, ids, tmp_path / "q", scheme, exclude=("network.embedding",))
+        return
+    made = quantized(variant, ids, tmp_path / "q", scheme, exclude=("network.embedding",))
+    assert np.array_equal(_table(made, student), student.network.embedding.weight.detach().numpy())
 
 
 def test_both_runtimes_compute_what_was_trained_in_int8(exported, tmp_path):

@@ -109,13 +109,14 @@ const headline = (answer) => {
 
 function showAnswer(place, answer, model) {
   const [bold, share] = place.querySelector(".said").children;
-  bold.textContent = answer.task === "regression" ? "" : plain(headline(answer));
+  const onScale = answer.ordinal_class !== undefined, [number] = Object.values(answer.values ?? {});
+  bold.textContent = onScale ? number.toFixed(2) : answer.task === "regression" ? "" : plain(headline(answer));
   bold.classList.toggle("long", bold.textContent.length > 12);
-  share.textContent = answer.task === "classification" ? percent(answer.confidence) : "";
+  share.textContent = onScale ? `class ${answer.ordinal_class}` : answer.task === "classification" ? percent(answer.confidence) : "";
   const body = place.querySelector(".body");
   if (answer.task === "regression") {
     const rows = Object.entries(answer.values).map(([name, value]) => element("tr", "", "", element("td", "", name), element("td", "", `${value.toPrecision(5)} ${answer.units[name]}`)));
-    body.replaceChildren(element("table", "", "", element("tbody", "", "", ...rows)));
+    body.replaceChildren(...(onScale ? [scale(number, answer.ordinal_class, model.ordinal)] : []), element("table", "", "", element("tbody", "", "", ...rows)));
   } else {
     showBars(body, answer.probabilities ?? answer.shares, model);
     if (answer.map) {
@@ -125,6 +126,16 @@ function showAnswer(place, answer, model) {
     }
   }
   place.querySelector(".took").textContent = `inference ${ms(answer.inference_ms)}`;
+}
+
+// The ordinal classes side by side, the number's own marked, and a needle where the number is between their centres.
+function scale(number, own, centres) {
+  const nearest = centres.findLastIndex((centre) => centre <= number), low = Math.min(Math.max(nearest, 0), centres.length - 2);
+  const along = low + (number - centres[low]) / (centres[low + 1] - centres[low]);
+  const needle = element("i", "needle");
+  needle.style.left = `${100 * Math.min(1, Math.max(0, (along + 0.5) / centres.length))}%`;
+  const classes = centres.map((centre) => element("span", centre === own ? "best" : "", String(centre)));
+  return element("div", "scale", "", ...classes, needle);
 }
 
 // Few classes keep their order, so that builds compare at a glance; of many the likeliest are shown.

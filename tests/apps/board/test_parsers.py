@@ -210,6 +210,7 @@ def _manifest(output: OutputSpec, speedup: float = 1.1) -> Manifest:
         labels=output.names,
         units=output.units,
         scale=output.scale,
+        ordinal=output.ordinal,
         ignore_label=output.ignore_label,
         input=InputSpec("x", "vector", (3,), "float32", None),
         reference_inputs="",
