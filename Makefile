@@ -34,7 +34,7 @@ types: install
 	$(BIN)/mypy --python-version 3.10 --package apps  # what a bundle carries runs on older boards
 
 test: lint types
-	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile
+	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 bench: install
 	$(BIN)/mst-edge compare av_digits

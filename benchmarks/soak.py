@@ -5,7 +5,8 @@
 Ten minutes of words in noise at 44.1 kHz come again and again from a thread of its own, ``--speed`` times as fast as
 they would be spoken, through the inbox that the microphone uses; what the stream does not take in time is dropped and
 counted. Each round must give the logits and events of the round before, bit for bit: what differs is drift. Load is
-time of this process on the CPU, of all its threads, over the length of the sound.
+time on the CPU over the length of the sound: of this process with all its threads, the one that feeds it included, and
+of the stream alone.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ _KEPT_S = 5.0  # of the clock, as the microphone's inbox keeps
 
 @dataclass(frozen=True)
 class Round:
-    """Hash of what was said in a round, and what the process held and had used when it was over."""
+    """Hash of what was said in a round, and what the process held and had used when it was over; CPU time in s."""
 
     digest: str
     events: int
@@ -43,6 +44,7 @@ class Round:
     dropped: int
     memory_mb: float
     cpu_s: float
+    stream_s: float
 
 
 class Feeder(threading.Thread):
@@ -94,16 +96,17 @@ def soak(stream: Stream, blocks: Iterable[Block], rounds: int, samples_per_round
     """Follows the stream till ``rounds`` are over; a round holds the windows that begin in it."""
     found: list[Round] = []
     digest, events = hashlib.sha256(), 0
-    used, inferred, dropped = time.process_time(), 0, 0
+    used, busy, inferred, dropped = time.process_time(), 0.0, 0, 0
     for block in blocks:
         for step in stream.push(block):
             number, place = divmod(step.start, samples_per_round)
             if number > len(found):
                 now, counters = time.process_time(), stream.counters
                 amounts = (events, counters.inferred - inferred, counters.dropped - dropped)
-                found.append(Round(digest.hexdigest(), *amounts, memory_mb().get("now", 0.0), now - used))
+                spent = (now - used, counters.busy_s - busy)
+                found.append(Round(digest.hexdigest(), *amounts, memory_mb().get("now", 0.0), *spent))
                 digest, events = hashlib.sha256(), 0
-                used, inferred, dropped = now, counters.inferred, counters.dropped
+                used, busy, inferred, dropped = now, counters.busy_s, counters.inferred, counters.dropped
             if number == len(found):
                 digest.update(str(place).encode() + (b"" if step.logits is None else step.logits.tobytes()))
                 digest.update("".join(f"{event.label} {event.confidence!r}" for event in step.events).encode())
@@ -127,6 +130,7 @@ def table(rounds: Sequence[Round], seconds: float) -> list[str]:
         "growth MB",
         "windows inferred per s",
         "CPU s per s",
+        "of it in the stream",
     )
     cells = (
         f"{len(rounds) * seconds / 3600:.2f}",
@@ -137,6 +141,7 @@ def table(rounds: Sequence[Round], seconds: float) -> list[str]:
         f"{growth:+.1f}",
         f"{sum(one.inferred for one in rounds) / len(rounds) / seconds:.2f}",
         f"{np.median([one.cpu_s for one in settled]) / seconds:.4f}",
+        f"{np.median([one.stream_s for one in settled]) / seconds:.4f}",
     )
     return [f"| {' | '.join(names)} |", "|" + "---:|" * len(names), f"| {' | '.join(cells)} |"]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +20,12 @@ ROOT = Path(__file__).resolve().parent.parent
 def pytest_make_parametrize_id(val: object) -> str | None:
     """Bytes are named by their length: compressed ones carry the second, and workers must agree on names."""
     return f"{len(val)} bytes" if isinstance(val, bytes) else None
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files of few tests first: they hold the long ones, and two workers that share out files should end together."""
+    tests = Counter(item.path for item in items)
+    items.sort(key=lambda item: tests[item.path])
 
 
 @pytest.fixture(scope="session", autouse=True)
