@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
@@ -185,6 +186,16 @@ def _more(measured: dict[str, Any]) -> Iterator[str]:
         yield f"{energy['counter']}: {energy['mj']:.3g} mJ per inference, {above}"
 
 
+def _noise(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
+    """One line for all builds whose times are noisy, with the worst of them."""
+    noisy = {row["id"]: row["measurement"]["latency"] for row in rows if row["measurement"]["latency"]["noise"]}
+    if noisy:
+        whose = "all builds" if len(noisy) == len(rows) else ", ".join(noisy)
+        tail = max(latency["p90_ms"] / latency["p50_ms"] for latency in noisy.values())
+        spread = max(np.ptp(latency["rounds_p50_ms"]) / latency["p50_ms"] for latency in noisy.values())
+        yield f"noisy: {whose}; p90 up to {tail:.2f} x p50, medians of rounds differ by up to {spread:.0%}"
+
+
 def _valid(scenario: dict[str, Any]) -> str:
     return f"invalid, {scenario['problem']}" if scenario["problem"] else "valid"
 
@@ -277,9 +288,8 @@ def print_verdict(console: Console, target: dict[str, Any], place: Path) -> None
     console.print(f"gate [{colour}]{target['gate']}[/{colour}] with {target['chosen']}", highlight=False)
     for row in target["builds"]:
         console.print(f"  {row['id']}: {row['verdict']['reason']}", highlight=False)
-        noise = row["measurement"]["latency"]["noise"]
-        if noise:
-            console.print(f"    {noise}", highlight=False)
+    for line in _noise(target["builds"]):
+        console.print(f"  {line}", highlight=False)
     _print_conditions(target["builds"], console)
     for tuning in target["tuning"]:
         console.print(f"  {tuning['build_id']}: {said_of(tuning)}", highlight=False)
