@@ -89,6 +89,34 @@ def split_dataset(dataset: Dataset, rule: SplitRule) -> dict[str, NDArray[np.int
     return ids
 
 
+def hold_back(
+    dataset: Dataset, ids: NDArray[np.int64], share: float, seed: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Parts the samples ``ids`` of one split in two, for what wants samples of its own inside of training.
+
+    Groups of the dataset's first grouping stay together, as between splits; without groups, classes are kept in
+    proportion.
+
+    Returns:
+        Sorted ids of those that stay, and of those held back, about ``share`` of all.
+
+    Raises:
+        UserError: too few groups, nothing is held back, or a class of ``ids`` would be held back altogether.
+    """
+    strata = dataset.strata[ids]
+    groups = next((members[ids] for members in dataset.groups.values()), None)
+    codes = _deal(strata, groups, (1 - share, share), np.random.default_rng(seed))
+    stay, held = ids[codes == 0], ids[codes == 1]
+    if not len(held) or len(np.unique(strata[codes == 0])) < len(np.unique(strata)):
+        raise UserError(
+            f"{len(held)} of {len(ids)} training samples are held back, "
+            + ("all of some class" if len(held) else "which is none"),
+            where=f"dataset {dataset.name}",
+            fix="hold back another share, or give more samples",
+        )
+    return stay, held
+
+
 def split_codes(target: NDArray[np.int64], groups: Mapping[str, NDArray[Any]], rule: SplitRule) -> NDArray[np.int64]:
     """Codes 0 train, 1 val, 2 test for each sample, by the grouping that ``rule.by`` names.
 

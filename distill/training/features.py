@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -80,6 +81,12 @@ class FeatureStore:
         }
         # What is read in place is label maps: they stay on disk, and become class numbers batch by batch.
         self._target = dataset.target
+
+    def with_train(self, ids: NDArray[np.int64]) -> FeatureStore:
+        """The same features, of which only the samples ``ids`` train."""
+        other = copy.copy(self)
+        other.splits = {**self.splits, "train": ids}
+        return other
 
     @property
     def _logit_bytes(self) -> int:

@@ -192,7 +192,7 @@ class _Gather(torch.autograd.Function):
 
 
 class _Sum(torch.autograd.Function):
-    """Sum over processes; so is its gradient."""
+    """Sum over processes; so is its gradient, and the gradient of that."""
 
     @staticmethod
     def forward(_ctx: Any, mine: Tensor) -> Tensor:
@@ -202,9 +202,7 @@ class _Sum(torch.autograd.Function):
 
     @staticmethod
     def backward(_ctx: Any, *gradients: Tensor) -> Tensor:
-        total = gradients[0].contiguous().clone()
-        distributed.all_reduce(total)
-        return total
+        return sum_over_processes(gradients[0])
 
 
 class SharedStatistics(TorchFunctionMode):
@@ -235,10 +233,10 @@ def _batch_norm(
     axes, shape = [0, *range(2, x.ndim)], [1, -1, *[1] * (x.ndim - 2)]
     values = x.float()
     own = torch.cat([values.sum(axes), values.new_tensor([x.numel() / x.shape[1]])])
-    total, count = torch.split(_sum(own), [x.shape[1], 1])
+    total, count = torch.split(sum_over_processes(own), [x.shape[1], 1])
     mean = total / count
     centred = values - mean.reshape(shape)
-    variance = _sum(centred.square().sum(axes)) / count
+    variance = sum_over_processes(centred.square().sum(axes)) / count
     if running_mean is not None and running_var is not None:
         with torch.no_grad():
             running_mean.lerp_(mean, momentum)
@@ -255,7 +253,8 @@ def _shares(samples: int, parts: int) -> tuple[int, ...]:
     return tuple(each + (part < more) for part in range(parts))
 
 
-def _sum(mine: Tensor) -> Tensor:
+def sum_over_processes(mine: Tensor) -> Tensor:
+    """The sum of what all processes have, on each of them. Gradients flow back to every process, also second ones."""
     total: Tensor = _Sum.apply(mine)  # type: ignore[no-untyped-call]
     return total
 

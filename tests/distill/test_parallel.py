@@ -19,10 +19,10 @@ from mst_edge.core.errors import UserError
 from mst_edge.recipe import DistillSection
 from mst_edge.stages.distill import require_samples_for_all
 from tests.conftest import ROOT, write_small_recipe, write_vectors
-from tests.distill.workers import compare_gradients, run, run_together, train, train_mst_until
+from tests.distill.workers import compare_gradients, compare_outer_gradients, run, run_together, train, train_mst_until
 
 BATCH = 47  # of 144 training samples: an odd share for two processes, and three samples left for the last batch
-MEANS = {"lone": {}, "kd": {}, "fitnets": {}, "ofa": {}, "mgdfr": {}}
+MEANS = {"lone": {}, "kd": {}, "taid": {"step_size": 0.3}, "fitnets": {}, "ofa": {}, "mgdfr": {}}
 COUPLED = {"rkd": {}, "crd": {"negatives": 64}, "mlld": {}, "mst": {"router": "linear", "balance_weight": 1.0}}
 
 
@@ -78,7 +78,7 @@ def test_a_batch_is_cut_alike_for_any_number_of_processes(samples, accumulate, s
 
 def test_a_batch_in_parts_trains_as_the_whole_batch_where_losses_are_means_over_samples(data, one, tmp_path):
     train(data, tmp_path, MEANS, batch_size=BATCH, accumulate=3)
-    assert {"lone_student", "kd", "fitnets_hints", "ofa", "mgdfr_joint"} <= _require_close(tmp_path, one)
+    assert {"lone_student", "kd", "taid", "fitnets_hints", "ofa", "mgdfr_joint"} <= _require_close(tmp_path, one)
 
 
 def test_two_processes_train_as_one_also_where_losses_couple_samples(data, one, tmp_path):
@@ -89,6 +89,10 @@ def test_two_processes_train_as_one_also_where_losses_couple_samples(data, one, 
 @pytest.mark.parametrize("samples", [12, 13])
 def test_gradients_and_batch_norm_are_those_of_the_whole_batch(samples):
     assert run_together(3, compare_gradients, samples) == [0, 0, 0]
+
+
+def test_the_step_that_tgeo_tries_out_is_that_of_the_whole_batch(data, tmp_path):
+    assert run_together(3, compare_outer_gradients, data, tmp_path, 13) == [0, 0, 0]
 
 
 def test_a_loss_that_is_no_number_ends_all_processes(data, tmp_path):

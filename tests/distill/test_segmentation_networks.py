@@ -166,7 +166,7 @@ def test_what_each_method_can_do():
         "lone", "kd", "taid", "multi_teacher", "fitnets", "rkd", "crd", "mgdfr", "mst",
     }  # fmt: skip
     assert serve["mlld"] == serve["dkd"] == {"classification", "segmentation"}
-    assert serve["ofa"] == serve["c2kd"] == {"classification"}
+    assert serve["ofa"] == serve["c2kd"] == serve["tgeo"] == {"classification"}
 
 
 def test_logits_that_would_take_too_much_disk_are_computed_again_and_are_the_same(labs):

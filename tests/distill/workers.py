@@ -9,6 +9,7 @@ import os
 import signal
 import socket
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -20,8 +21,9 @@ from distill.datasets.splits import SplitRule, split_dataset
 from distill.frontends import frontend_options, make_frontend
 from distill.lab import Epochs, Lab, OptimizerChoice
 from distill.methods.base import METHODS
-from distill.networks.registry import NetworkChoice
-from distill.tasks import task_for
+from distill.methods.tgeo import Controller
+from distill.networks.registry import Model, NetworkChoice
+from distill.tasks import Classification, task_for
 from distill.training.features import Batch, FeatureStore
 from distill.training.parallel import SharedStatistics, connect
 from distill.training.phase import Session
@@ -154,3 +156,35 @@ def compare_gradients(samples: int) -> None:
             assert torch.allclose(parameter.grad, expected.grad, rtol=1e-4, atol=1e-5), name
     for name, expected in alone.named_buffers():
         assert torch.allclose(shared.get_buffer(name).float(), expected.float(), rtol=1e-5, atol=1e-6), name
+
+
+def compare_outer_gradients(data: Path, folder: Path, samples: int) -> None:
+    """What this process adds to the controller of TGeo-KD, averaged, against what the whole batch gives alone; the
+    student has batch norm, whose statistics are shared."""
+    processes = connect(torch.device("cpu"))
+    lab = replace(vectors_lab(data, folder, processes=processes), task=Classification(5))
+    method = METHODS.get("tgeo")(lab, METHODS.get("tgeo").Options(virtual_lr=0.5))
+    torch.manual_seed(0)
+    student = Model("student", "coupled", Coupled(), ("x",), False)
+    controller, again = (Controller(torch.softmax(torch.eye(5), dim=1)) for _ in range(2))
+    again.load_state_dict(controller.state_dict())
+    x, told, target = torch.randn(samples, 2, 6, 6), torch.randn(samples, 5), torch.arange(samples) % 5
+    held = Batch(torch.arange(9), {"x": torch.randn(9, 2, 6, 6)}, torch.arange(9) % 5)
+
+    def outer(judge: Controller, batch: Batch, teacher: Tensor) -> Tensor:
+        z = student(batch.inputs)
+        sides = method._sides(z, teacher, batch.target)
+        return method.outer(student, judge(z, teacher, batch.target), sides, batch, held)
+
+    outer(controller, Batch(torch.arange(samples), {"x": x}, target), told).backward()
+    (part,) = processes.parts(0, samples, 1)
+    mine = slice(part.start, part.end)
+    with SharedStatistics():
+        batch = Batch(torch.arange(samples)[mine], {"x": x[mine]}, target[mine], part.weight, part.rows)
+        value = part.weight * outer(again, batch, told[mine])
+    value.backward()
+    processes.average(list(again.parameters()), value.detach()[None])
+    for (name, expected), parameter in zip(controller.named_parameters(), again.parameters(), strict=True):
+        assert expected.grad is not None
+        assert expected.grad.abs().max() > 1e-6, name
+        assert torch.allclose(parameter.grad, expected.grad, rtol=1e-3, atol=1e-7), (name, parameter.grad)
