@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -19,17 +21,32 @@ def mean_average_precision(queries: Tensor, gallery: Tensor, asked: Tensor, held
     Args:
         queries, gallery: ``(Q, d)`` and ``(G, d)`` embeddings. asked, held: ``(Q,)`` and ``(G,)`` classes.
     """
-    towards = functional.normalize(gallery.double(), dim=1).T
     rank = torch.arange(1, len(gallery) + 1, dtype=torch.float64)
-    found = []
+    blocks = _ranked(queries, gallery, asked, held)
+    found = [(hits * hits.cumsum(dim=1) / rank).sum(dim=1) / hits.sum(dim=1) for hits in blocks]
+    return _mean(found)
+
+
+def recall_at(queries: Tensor, gallery: Tensor, asked: Tensor, held: Tensor, first: int) -> float:
+    """Share of the queries that have an item of their class among the ``first`` nearest; R@first.
+
+    Arguments and ranking are those of ``mean_average_precision``.
+    """
+    return _mean([hits[:, :first].amax(dim=1) for hits in _ranked(queries, gallery, asked, held)])
+
+
+def _ranked(queries: Tensor, gallery: Tensor, asked: Tensor, held: Tensor) -> Iterator[Tensor]:
+    """``(queries, G)`` 1 where an item is relevant, the nearest first, for some queries at a time."""
+    towards = functional.normalize(gallery.double(), dim=1).T
     for start in range(0, len(queries), _QUERIES_AT_ONCE):
         near = functional.normalize(queries[start : start + _QUERIES_AT_ONCE].double(), dim=1) @ towards
         order = near.argsort(dim=1, descending=True, stable=True)
-        relevant = (held[order] == asked[start : start + _QUERIES_AT_ONCE, None]).double()
-        count = relevant.sum(dim=1)
-        precision = (relevant * relevant.cumsum(dim=1) / rank).sum(dim=1) / count.clamp_min(1)
-        found.append(precision[count > 0])
-    every = torch.cat(found)
+        hits = (held[order] == asked[start : start + _QUERIES_AT_ONCE, None]).double()
+        yield hits[hits.any(dim=1)]
+
+
+def _mean(found: Sequence[Tensor]) -> float:
+    every = torch.cat([*found, torch.zeros(0, dtype=torch.float64)])
     return float(every.mean()) if len(every) else 0.0
 
 

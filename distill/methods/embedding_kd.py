@@ -81,7 +81,7 @@ class EmbeddingKd(SingleTeacher):
         student = self.lab.new_student()
         if not hasattr(student.module, EMBED) or isinstance(student.module, ClassMatrix):
             raise UserError(
-                f"{self.name} builds class_matrix around the student's network, and {student.network} cannot be inside it",
+                f"{self.name} builds class_matrix around the student, and {student.network} cannot be inside it",
                 where="student.network",
                 fix="name a network with embed()",
             )

@@ -58,8 +58,15 @@ class Fusion(nn.Module):
         self.head = nn.Linear(hidden, num_outputs)
 
     def forward(self, inputs: Mapping[str, Tensor]) -> Tensor:
-        parts = [encoder.embed(inputs[name]) for name, encoder in self.encoders.items()]  # type: ignore[operator]
-        joined = self.dropout(self.fused(torch.cat(parts, dim=1)))
+        return self.join(self.parts(inputs))
+
+    def parts(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """By modality, what its encoder makes of it: ``(batch, features)``."""
+        return {name: encoder.embed(inputs[name]) for name, encoder in self.encoders.items()}  # type: ignore[operator]
+
+    def join(self, parts: Mapping[str, Tensor]) -> Tensor:
+        """Logits of the modalities' parts."""
+        joined = self.dropout(self.fused(torch.cat([parts[name] for name in self.encoders], dim=1)))
         return self.head(torch.relu(self.hidden(joined)))
 
 

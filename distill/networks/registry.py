@@ -11,6 +11,8 @@ again without them.
 One that learns by more than the task's loss on its logits is ``SelfTaught``.
 One whose ``class_vectors()``, ``(classes, d)``, lie in the space of one of its features names that in ``class_space``:
 a dotted path, or ``embed``.
+One of several modalities may compute its logits as ``join(parts(inputs))``, parts by modality: then parts of different
+samples are joined without computing them again.
 """
 
 from __future__ import annotations

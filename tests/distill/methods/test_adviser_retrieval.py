@@ -83,7 +83,7 @@ def test_two_branches_learn_to_find_each_other(tmp_path, pairs):
     student = require_it_teaches(method)
     assert student.reads == ("a",)
     scores = method.insights["retrieval_map"]
-    untrained = method._retrieved(lab.new_student(), lab.new_teacher("b"), "test")
+    untrained = method.retrieved(lab.new_student(), lab.new_teacher("b"), "test")
     assert list(scores) == ["a -> b", "b -> a", "mean"]
     assert scores["mean"] == pytest.approx((scores["a -> b"] + scores["b -> a"]) / 2)
     assert scores["mean"] > untrained["mean"] + 0.1
