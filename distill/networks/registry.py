@@ -11,6 +11,8 @@ again without them.
 One that learns by more than the task's loss on its logits is ``SelfTaught``.
 One whose ``class_vectors()``, ``(classes, d)``, lie in the space of one of its features names that in ``class_space``:
 a dotted path, or ``embed``.
+One that answers with a map may name its stages, the largest first: ``stage_maps`` are dotted paths of their outputs,
+``patch_embeddings`` of what they begin with, where several modalities are read by modality.
 """
 
 from __future__ import annotations

@@ -65,7 +65,7 @@ def restore_optimizer(optimizer: Optimizer, state: State) -> None:
 def _laid_out_as(parameter: Tensor, value: Tensor) -> Tensor:
     """``value`` in the memory layout of ``parameter``, where it has its shape.
 
-    Files hold rows one after another. A fused optimiser goes through memory in order: next to a convolution's weights in
-    channels-last layout, such a row would be taken for other weights'.
+    Files hold rows one after another, and a fused optimiser goes through memory in order: beside weights of a
+    convolution in channels-last layout it would take them for those of other weights.
     """
     return torch.empty_like(parameter, device="cpu").copy_(value) if value.shape == parameter.shape else value
