@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterator, Mapping, Sequence
 
 import torch
@@ -127,6 +128,24 @@ def frozen_features(lab: Lab, tap: Tap) -> Answers:
 def recomputes(lab: Lab, tap: Tap) -> bool:
     """Whether a frozen teacher runs forward in every epoch for its features."""
     return not lab.keeper.keeps(4 * sum(tap.widths), tap.model.reads)
+
+
+def frozen_outputs(lab: Lab, tap: Tap) -> Answers:
+    """Each layer's whole output ``(B, C, ...)`` of a frozen teacher, in float16 as label maps' logits are kept."""
+    return lab.keeper.answers(
+        Frozen(
+            what=f"outputs of {tap.model.name} at {', '.join(tap.layers)}",
+            compute=lambda inputs: tuple(output.half() for output in tap(inputs)[1]),
+            reads=tap.model.reads,
+            networks=[tap.model.module],
+            facts={"outputs": list(tap.layers)},
+        )
+    )
+
+
+def recomputes_outputs(lab: Lab, tap: Tap) -> bool:
+    """Whether a frozen teacher runs forward in every epoch for whole outputs of its layers."""
+    return not lab.keeper.keeps(2 * sum(map(math.prod, tap.feature_shapes)), tap.model.reads)
 
 
 @contextlib.contextmanager

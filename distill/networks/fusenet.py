@@ -58,6 +58,11 @@ def _stages(c_in: int, table: Sequence[Sequence[int]], width: float) -> nn.Modul
     return nn.ModuleList(_stage(c, row) for c, row in zip(inputs, widths, strict=False))
 
 
+def _first_of(stages: Sequence[str]) -> tuple[str, ...]:
+    """Dotted paths of the stages' first convolutions, after batch norm."""
+    return tuple(f"{stage}.1" for stage in stages)
+
+
 def _rest(stage: int) -> float:
     """Dropout behind the deepest three stages of encoder and decoder."""
     return _DROPOUT if stage >= 2 else 0.0
@@ -102,6 +107,8 @@ class SegNet(nn.Module):
     """
 
     maskable = ("encoder.4", "decoder.stages.0")
+    stage_maps = tuple(f"encoder.{stage}" for stage in range(5))
+    patch_embeddings = _first_of(stage_maps)
 
     def __init__(self, input_shape: tuple[int, ...], num_outputs: int, width: float = 1.0) -> None:
         super().__init__()
@@ -130,6 +137,7 @@ class FuseNet(nn.Module):
 
     multimodal = True
     maskable = ("fused", "decoder.stages.0")
+    stage_maps = tuple(f"joined.{stage}" for stage in range(5))
 
     def __init__(self, input_shapes: Mapping[str, tuple[int, ...]], num_outputs: int, width: float = 1.0) -> None:
         super().__init__()
@@ -143,6 +151,11 @@ class FuseNet(nn.Module):
         self.depth = _stages(1, _ENCODER, width)
         self.colour_dropouts = nn.ModuleList(nn.Dropout(_rest(index)) for index in range(5))
         self.depth_dropouts = nn.ModuleList(nn.Dropout(_rest(index)) for index in range(5))
+        self.joined = nn.ModuleList(nn.Identity() for _ in range(5))
+        self.patch_embeddings = {
+            name: _first_of([f"{stream}.{stage}" for stage in range(5)])
+            for name, stream in ((self._colour, "colour"), (self._depth, "depth"))
+        }
         self.fused = nn.Identity()
         self.decoder = _Decoder(num_outputs, width)
         _start(self, self.decoder.logits)
@@ -151,7 +164,7 @@ class FuseNet(nn.Module):
         colour, depth, cells = inputs[self._colour], inputs[self._depth], []
         for index in range(5):
             depth = self.depth[index](depth)
-            colour, places = pool_with_cells((self.colour[index](colour) + depth) / 2)
+            colour, places = pool_with_cells(self.joined[index]((self.colour[index](colour) + depth) / 2))
             colour = self.colour_dropouts[index](colour)
             depth = self.depth_dropouts[index](nn.functional.max_pool2d(depth, 2))
             cells.append(places)

@@ -13,6 +13,8 @@ One whose ``class_vectors()``, ``(classes, d)``, lie in the space of one of its 
 a dotted path, or ``embed``.
 One of several modalities may compute its logits as ``join(parts(inputs))``, parts by modality: then parts of different
 samples are joined without computing them again.
+One that answers with a map may name its stages, the largest first: ``stage_maps`` are dotted paths of their outputs,
+``patch_embeddings`` of what they begin with, where several modalities are read by modality.
 """
 
 from __future__ import annotations

@@ -14,6 +14,7 @@ from distill.networks.registry import NETWORKS
 
 _SMALLEST = 4  # the shorter side at the bottom is not made smaller than this
 _WIDTHS = (16, 24, 48, 64, 96)
+_HALVED = 1  # the part of a level whose output is the first one of the level's size
 
 
 def _block(c_in: int, c_out: int, stride: int = 1) -> nn.Sequential:
@@ -93,6 +94,8 @@ class SmallUnet(nn.Module):
         sizes = level_sizes(size[0], size[1])
         widths = [scaled(wide, width) for wide in _WIDTHS[: len(sizes)]]
         self.encoder = MapEncoder(channels, widths)
+        self.stage_maps = tuple(f"encoder.levels.{level}" for level in range(len(sizes)))
+        self.patch_embeddings = tuple(f"{stage}.{_HALVED}" for stage in self.stage_maps)
         self.bottom = nn.Identity()
         self.decoder = MapDecoder(widths, sizes, num_outputs, dropout)
 
@@ -131,13 +134,19 @@ class MapFusion(nn.Module):
         widths = [scaled(wide, width) for wide in _WIDTHS[: len(self._sizes)]]
         self.encoders = nn.ModuleDict({name: MapEncoder(shape[0], widths) for name, shape in input_shapes.items()})
         self.join = nn.ModuleList(nn.Conv2d(len(input_shapes) * wide, wide, 1) for wide in widths)
+        self.joined = nn.ModuleList(nn.Identity() for _ in widths)
+        self.stage_maps = tuple(f"joined.{level}" for level in range(len(widths)))
+        self.patch_embeddings = {
+            name: tuple(f"encoders.{name}.levels.{level}.{_HALVED}" for level in range(len(widths)))
+            for name in input_shapes
+        }
         self.fused = nn.Identity()
         self.decoder = MapDecoder(widths, self._sizes, num_outputs, dropout)
 
     def forward(self, inputs: Mapping[str, Tensor]) -> Tensor:
         levels = zip(*(encoder(inputs[name]) for name, encoder in self.encoders.items()), strict=True)
         *skips, lowest = (
-            torch.relu(join(torch.cat([functional.interpolate(one, size=size) for one in maps], dim=1)))
-            for join, size, maps in zip(self.join, self._sizes, levels, strict=True)
+            joined(torch.relu(join(torch.cat([functional.interpolate(one, size=size) for one in maps], dim=1))))
+            for join, joined, size, maps in zip(self.join, self.joined, self._sizes, levels, strict=True)
         )
         return self.decoder([*skips, self.fused(lowest)])

@@ -54,8 +54,18 @@ def optimizer_state(optimizer: Optimizer) -> State:
 
 def restore_optimizer(optimizer: Optimizer, state: State) -> None:
     """Puts back what ``optimizer_state`` returned."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     nested: dict[int, dict[str, Tensor]] = {}
     for key, value in state.items():
         number, _, name = key.partition(".")
-        nested.setdefault(int(number), {})[name] = value
+        nested.setdefault(int(number), {})[name] = _laid_out_as(parameters[int(number)], value)
     optimizer.load_state_dict({"state": nested, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def _laid_out_as(parameter: Tensor, value: Tensor) -> Tensor:
+    """``value`` in the memory layout of ``parameter``, where it has its shape.
+
+    Files hold rows one after another, and a fused optimiser goes through memory in order: beside weights of a
+    convolution in channels-last layout it would take them for those of other weights.
+    """
+    return torch.empty_like(parameter, device="cpu").copy_(value) if value.shape == parameter.shape else value

@@ -192,24 +192,29 @@ def test_tensors_and_facts_survive_the_disk(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["adam", "adamw", "sgd"])
-def test_optimizers_continue_exactly(name):
+@pytest.mark.parametrize("shape", [(3,), (3, 5, 6)], ids=["linear", "channels_last"])
+def test_optimizers_continue_exactly(name, shape, tmp_path):
+    """Convolutions train in channels-last layout; a file holds their optimiser's state in another."""
+
     def make():
         torch.manual_seed(0)
-        net = nn.Linear(3, 2)
+        net = nn.Linear(3, 2) if len(shape) == 1 else nn.Conv2d(3, 2, 3).to(memory_format=torch.channels_last)
         return net, OptimizerChoice(name, lr=0.1).build([net]).optimizer
 
     def step(net, optimizer):
         optimizer.zero_grad()
-        net(torch.ones(4, 3)).square().sum().backward()
+        inputs = torch.arange(4.0 * math.prod(shape)).reshape(4, *shape).sin()
+        net(inputs).square().sum().backward()
         optimizer.step()
 
     net, optimizer = make()
     step(net, optimizer)
-    state, weights = optimizer_state(optimizer), copy_state(net)
+    save_tensors(tmp_path / "x", {"optimizer": optimizer_state(optimizer)}, {})
+    weights = copy_state(net)
     step(net, optimizer)
     other, fresh = make()
     other.load_state_dict(weights)
-    restore_optimizer(fresh, state)
+    restore_optimizer(fresh, load_tensors(tmp_path / "x")[0]["optimizer"])
     step(other, fresh)
     assert _same(net, other)
 
