@@ -62,6 +62,7 @@ class Dataset:
         groups: name of a grouping to ``(samples,)``; samples of one group never part in a split.
         explicit_split: ``(samples,)`` with 0 train, 1 val, 2 test, where the data came with a split.
         fingerprint: sha256 over the bytes of everything above.
+        notes: what had to be done to files, for people.
     """
 
     name: str
@@ -74,6 +75,7 @@ class Dataset:
     explicit_split: NDArray[np.int64] | None = None
     licence: str = "not stated"
     source: str = ""
+    notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.truth.values)

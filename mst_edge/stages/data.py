@@ -75,6 +75,7 @@ class Data:
                 name: dataset.class_counts(ids).tolist() for name, ids in self.splits.items() if dataset.classes
             },
             "imbalance": self.imbalance(),
+            "notes": list(dataset.notes),
         }
 
     def origin(self) -> dict[str, str]:
