@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 
 from distill.datasets.target import CLASSIFICATION, REGRESSION, Target
 
+_BLOCK_ROWS, _BLOCK_BYTES = 256, 32 << 20
+
 
 class Kind(StrEnum):
     """What a modality's array means; decides front end, encoder and how a device reads files."""
@@ -47,6 +49,11 @@ class ModalitySpec:
     def sample_bytes(self) -> int:
         """Bytes that one sample takes on disk."""
         return int(np.prod(self.shape, dtype=np.int64)) * np.dtype(self.dtype).itemsize
+
+    @property
+    def block_rows(self) -> int:
+        """How many samples are brought to memory together: 256, fewer where they would take more than 32 MB."""
+        return max(1, min(_BLOCK_ROWS, _BLOCK_BYTES // max(1, self.sample_bytes)))
 
 
 SPLITS = ("train", "val", "test")
