@@ -50,11 +50,12 @@ class Augmentation(ABC):
         """Whether anything changes at all."""
         return any(bool(getattr(self, option.name)) for option in fields(self))  # type: ignore[arg-type]
 
-    def check(self, shape: Sequence[int], where: str, *, dense: bool = False) -> None:
+    def check(self, shape: Sequence[int], where: str, *, dense: bool = False, tiled: bool = False) -> None:
         """Whether the amounts make sense for features of this shape.
 
         Args:
             dense: every pixel has a target of its own, which stays where it is.
+            tiled: features are no picture, or one made of several.
 
         Raises:
             UserError: an amount is negative, or larger than what it changes, or moves pixels away from their targets.
@@ -63,6 +64,13 @@ class Augmentation(ABC):
             if getattr(self, name):
                 fix = "leave it out; noise may stay"
                 raise UserError("moves pixels, but not the label map", where=f"{where}.{name}", fix=fix)
+        for name in self.moves if tiled else ():
+            if getattr(self, name):
+                raise UserError(
+                    "moves pixels from one frame to another with this input",
+                    where=f"{where}.{name}",
+                    fix="leave it out, or take `input: frames`; noise may stay",
+                )
         longest = {"time": shape[-1], "frequency": shape[-2] if len(shape) > 1 else 1}
         for option in fields(self):  # type: ignore[arg-type]
             amount, name = getattr(self, option.name), option.name
@@ -143,7 +151,8 @@ class ImageAugmentation(Augmentation):
 
 @dataclass(frozen=True)
 class VideoAugmentation(ImageAugmentation):
-    """For ``(channels, time, height, width)``: as for pictures, every frame of a sample alike.
+    """For ``(channels, time, height, width)``: as for pictures, every frame of a sample alike. For other features,
+    noise alone.
 
     Attributes:
         shift, crop, flip, noise: as for pictures.
@@ -152,7 +161,8 @@ class VideoAugmentation(ImageAugmentation):
     kind = Kind.VIDEO
 
     def __call__(self, features: Tensor, draws: Tensor) -> Tensor:
-        return super().__call__(features.flatten(1, 2), draws).reshape(features.shape)
+        pictures = features.reshape(len(features), -1, *features.shape[-2:])
+        return super().__call__(pictures, draws).reshape(features.shape)
 
 
 @dataclass(frozen=True)

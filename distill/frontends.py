@@ -8,6 +8,7 @@ tokenizer); ``forward`` is part of the exported graph.
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 import math
 from abc import abstractmethod
@@ -29,6 +30,8 @@ from apps.runtime.tokenizer_json import JsonTokenizer
 from distill import tokens as tokens_module
 from distill.datasets.spec import Kind, ModalitySpec
 from distill.tokens import TokenShape, learn_merges
+from distill.video_inputs import base as video_inputs_module
+from distill.video_inputs.base import VideoOptions, make_video_input
 from mst_edge.core.errors import UserError
 from mst_edge.core.files import write_text
 
@@ -46,10 +49,12 @@ class Frontend(nn.Module):
         code: the files whose text decides what the features of a sample are.
         fitted: buffers that ``fit`` sets.
         pinned: what ``fit`` would learn was given, for good; ``fit`` changes nothing then.
+        in_place: whether features are no more than the sample's own values: they are computed batch by batch then.
+        moves: whether training may move what is seen: the last two axes of the features are those of one picture.
     """
 
     kind: ClassVar[Kind]
-    code: ClassVar[tuple[Path, ...]] = (Path(__file__),)
+    code: tuple[Path, ...] = (Path(__file__),)
     fitted: ClassVar[tuple[str, ...]] = ()
     feature_dtype: ClassVar[str] = "float32"
     graph_shape: tuple[int, ...]
@@ -57,6 +62,8 @@ class Frontend(nn.Module):
     feature_shape: tuple[int, ...]
     tokenizer: AnyTokenizer | None = None
     pinned = False
+    in_place = False
+    moves = True
 
     def host(self, raw: NDArray[Any]) -> NDArray[Any]:
         """What reaches the graph, ``(batch, *graph_shape)``, of samples as ``Dataset.read`` delivers them."""
@@ -330,21 +337,40 @@ class VectorScale(Standardiser):
 
 
 class VideoScale(Standardiser):
-    """``(B, time, height, width, C)``, uint8 or float, to ``(B, C, time, height, width)``, standardised per channel.
+    """``(B, time, height, width, C)``, uint8 or float, to what an input strategy makes of it, standardised per channel.
 
     Frames of pictures (3 channels) or maps of features (hundreds) alike.
     """
 
     kind = Kind.VIDEO
-    Options = NoOptions
+    Options = VideoOptions
 
-    def __init__(self, spec: ModalitySpec, options: NoOptions) -> None:
-        *sides, channels = spec.shape
-        super().__init__(spec, (channels, 1, 1, 1))
-        self.feature_shape = (channels, *sides)
+    def __init__(self, spec: ModalitySpec, options: VideoOptions) -> None:
+        video_input = make_video_input(options.input, options.options, spec.shape, f"modalities.{spec.name}")
+        super().__init__(spec, video_input.statistics_shape)
+        self._options, self._input = options, video_input
+        self.feature_shape = video_input.feature_shape
+        self.in_place = video_input.in_place and self.graph_dtype == "uint8"
+        self.moves = video_input.moves
+        own = Path(inspect.getfile(type(video_input)))
+        self.code = (*type(self).code, Path(video_inputs_module.__file__), own)
 
     def transform(self, raw: Tensor) -> Tensor:
-        return raw.permute(0, 4, 1, 2, 3).float()
+        return self._input(raw.float())
+
+    def of_frame(self, raw: Tensor) -> Tensor | None:
+        """``(B, height, width, C)`` to one time step ``(B, C, height, width)`` of the features; None where the strategy
+        does not look at frames one by one."""
+        frame = self._input.of_frame(raw.float())
+        return None if frame is None else frame * self.scale[:, 0] + self.shift[:, 0]
+
+    @property
+    def taken(self) -> tuple[int, ...]:
+        """Which frames of a clip are looked at, where ``of_frame`` is known."""
+        return self._input.taken
+
+    def key(self) -> list[object]:
+        return [*super().key(), asdict(self._options)]
 
 
 @dataclass(frozen=True)

@@ -70,6 +70,7 @@ def _describe(dataset: Dataset) -> list[str]:
     for spec in dataset.modalities.values():
         lines.append(f"  {spec.name}: {spec.kind.value} {spec.layout}")
     lines += _describe_classes(dataset) if dataset.classes else _describe_numbers(dataset)
+    lines += [f"  note: {note}" for note in dataset.notes]
     for name, groups in dataset.groups.items():
         lines.append(f"  grouped by {name}: {len(set(groups.tolist()))} groups, never parted by the split")
     return lines

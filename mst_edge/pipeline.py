@@ -91,6 +91,8 @@ def _run(asked: Recipe, run: RunFolder, options: RunOptions, watcher: Watcher) -
     watcher.stage("data")
     with processes.first_alone():
         data = prepare(recipe, options.data_root)
+    for note in data.dataset.notes if processes.first else ():
+        watcher.step(f"NOTE of the data: {note}")
     trained = run.stage_result(DISTILL)
     if trained is None:
         with processes.first_alone():

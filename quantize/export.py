@@ -82,7 +82,7 @@ def to_onnx(student: Student, translations: Mapping[Any, Callable[..., Any]] | N
     answer_nodes = tuple(_nodes_of("answer", model))
     float_nodes = (*front_end_nodes(model), *answer_nodes)
     modules = _modules(model)
-    _strip(model)
+    strip(model)
     onnx.checker.check_model(model, full_check=True)
     return Graph(model, float_nodes, answer_nodes, modules)
 
@@ -152,7 +152,7 @@ def _is_in(module: str, node: onnx.NodeProto) -> bool:
     return module in _scopes(node)
 
 
-def _strip(model: onnx.ModelProto) -> None:
+def strip(model: onnx.ModelProto) -> None:
     """Removes what the exporter notes about this machine's source files, and shapes it left stale."""
     del model.metadata_props[:]
     del model.graph.metadata_props[:]

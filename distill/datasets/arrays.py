@@ -61,6 +61,7 @@ class DatasetFile(BaseModel):
     split: str | None = None
     licence: str = "not stated"
     source: str = ""
+    notes: list[str] = []
 
 
 def open_arrays(folder: Path) -> Dataset:
@@ -94,6 +95,7 @@ def open_arrays(folder: Path) -> Dataset:
         explicit_split=split,
         licence=about.licence,
         source=about.source,
+        notes=tuple(about.notes),
     )
 
 
@@ -171,7 +173,9 @@ def load_npy(path: Path) -> NDArray[Any]:
         raise UserError("no such file", where=path) from None
     except (ValueError, OSError, EOFError) as error:
         raise UserError(
-            f"not a readable .npy array ({error})", where=path, fix="save it with numpy.save, not of dtype object"
+            f"not a readable .npy array ({error})",
+            where=path,
+            fix="save it with numpy.save, not of dtype object: samples of one shape",
         ) from None
 
 
@@ -213,6 +217,8 @@ def _require_lengths(folder: Path, arrays: Mapping[str, NDArray[Any]], samples: 
         is_text = array.dtype.kind == "U" and array.ndim == 1
         if array.dtype.kind not in "fiu" and not is_text:
             raise UserError(f"expected numbers or texts (samples,), received {array.shape} {array.dtype}", where=path)
+        if array.ndim == 5 and array.shape[0] and not array.shape[1]:
+            raise UserError(f"a video of zero frames: samples have shape {array.shape[1:]}", where=path)
         if (array.ndim < 2 and not is_text) or 0 in array.shape:
             raise UserError(f"expected shape (samples, ...), received {array.shape}", where=path)
         if len(array) != samples:

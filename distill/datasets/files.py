@@ -1,4 +1,4 @@
-"""Class folders and CSV tables of sound, picture, text and array files, turned into a folder of arrays.
+"""Class folders and CSV tables of sound, picture, video, text and array files, turned into a folder of arrays.
 
 Class folders: ``DATA/<class>/<stem>.wav`` beside ``DATA/<class>/<stem>.png``, files of one stem being one
 sample; or ``DATA/<modality>/<class>/<stem>.wav``. A CSV has a column ``target`` (or ``label``), one column
@@ -19,6 +19,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from apps.runtime.clips import VIDEOS
 from distill.datasets.arrays import (
     DatasetFile,
     ModalityFile,
@@ -27,17 +28,20 @@ from distill.datasets.arrays import (
     sounds_like_text,
     write_description,
 )
+from distill.datasets.clips import Clips, settle_clips
 from distill.datasets.readers import resample
 from distill.datasets.spec import SPLITS, Dataset, Kind
 from distill.datasets.target import REGRESSION
 from mst_edge.core.cache import cache_root
 from mst_edge.core.errors import UserError
 from mst_edge.core.files import atomic_path, sha256_json
+from mst_edge.core.rows import npy_rows
 
 _AUDIO = {".wav", ".flac", ".ogg", ".mp3"}
 _IMAGE = {".png", ".jpg", ".jpeg", ".bmp", ".pgm", ".ppm", ".webp"}
 _TEXT = {".txt"}
 _ARRAY = {".npy"}
+_MEDIA = _AUDIO | _IMAGE | VIDEOS | _TEXT | _ARRAY
 _MOST_CHARACTERS = 4000
 _MODES = {1: "L", 3: "RGB"}
 
@@ -54,6 +58,9 @@ class FilesOptions:
         image_channels: 1 for grey, 3 for colour.
         task: what the target column is; ``regression`` where every entry is a number and one has a fraction.
         max_chars: length that longer texts are cut to; undecided, the longest text's, at most 4000.
+        frames: pictures taken of every video, at equal parts of it; undecided, as many as the shortest has, at most 16.
+        frame_size: height and width that they are resized to.
+        frame_channels: 1 for grey, 3 for colour; undecided, 3.
     """
 
     sample_rate_hz: int = 0
@@ -62,16 +69,20 @@ class FilesOptions:
     image_channels: int = 0
     task: Literal["", "classification", "regression"] = ""
     max_chars: int = 0
+    frames: int = 0
+    frame_size: tuple[int, ...] = ()
+    frame_channels: int = 0
 
     def __post_init__(self) -> None:
-        if self.image_size and (len(self.image_size) != 2 or min(self.image_size) < 1):
-            raise UserError(
-                f"image_size must be [height, width], received {list(self.image_size)}", where="dataset.options"
-            )
-        if self.image_channels not in (0, 1, 3):
-            raise UserError(f"image_channels must be 1 or 3, received {self.image_channels}", where="dataset.options")
-        if min(self.seconds, self.sample_rate_hz, self.max_chars) < 0:
-            raise UserError("seconds, sample_rate_hz and max_chars must be positive", where="dataset.options")
+        where = "dataset.options"
+        for name, size in (("image_size", self.image_size), ("frame_size", self.frame_size)):
+            if size and (len(size) != 2 or min(size) < 1):
+                raise UserError(f"{name} must be [height, width], received {list(size)}", where=where)
+        for name, channels in (("image_channels", self.image_channels), ("frame_channels", self.frame_channels)):
+            if channels not in (0, 1, 3):
+                raise UserError(f"{name} must be 1 or 3, received {channels}", where=where)
+        if min(self.seconds, self.sample_rate_hz, self.max_chars, self.frames) < 0:
+            raise UserError("seconds, sample_rate_hz, max_chars and frames must be positive", where=where)
 
 
 @dataclass(frozen=True)
@@ -130,7 +141,7 @@ def list_files(path: Path) -> Listing:
         raise UserError("no such folder or CSV file", where=path)
     if not found.labels:
         raise UserError(
-            "holds neither target.npy, nor class folders with sound, picture or text files",
+            "holds neither target.npy, nor class folders with sound, picture, video or text files",
             where=path,
             fix="see docs/data.md for the three layouts",
         )
@@ -144,7 +155,7 @@ def list_files(path: Path) -> Listing:
 def settle(listing: Listing, options: FilesOptions) -> FilesOptions:
     """``options`` with every open value decided by the files: commonest rate and size, 95th percentile length.
 
-    Of texts the longest counts.
+    Of texts the longest counts, of videos the shortest.
     """
     kinds = {name: kind_of(files[0]) for name, files in listing.files.items()}
     lengths = [len(text) for texts in listing.texts.values() for text in texts]
@@ -168,8 +179,12 @@ def settle(listing: Listing, options: FilesOptions) -> FilesOptions:
         if kinds[name] is Kind.TEXT:
             lengths += [file.stat().st_size for file in files]  # no fewer bytes than characters
     longest = max(1, min(_MOST_CHARACTERS, max(lengths))) if lengths else 0
-    task = options.task or _task(listing.labels)
-    return FilesOptions(rate, seconds, tuple(size), channels, task, options.max_chars or longest)
+    clips = Clips(options.frames, tuple(options.frame_size), options.frame_channels)
+    videos = [file for name, files in listing.files.items() if kinds[name] is Kind.VIDEO for file in files]
+    if videos:
+        clips = settle_clips(videos, clips)
+    task, most = options.task or _task(listing.labels), options.max_chars or longest
+    return FilesOptions(rate, seconds, tuple(size), channels, task, most, clips.frames, clips.size, clips.channels)
 
 
 def _task(labels: Sequence[str]) -> Literal["", "regression"]:
@@ -183,7 +198,7 @@ def _task(labels: Sequence[str]) -> Literal["", "regression"]:
 
 def kind_of(file: Path) -> Kind | None:
     """Kind by file extension; None for arrays, whose shape decides."""
-    kinds = ((_AUDIO, Kind.AUDIO), (_IMAGE, Kind.IMAGE), (_TEXT, Kind.TEXT))
+    kinds = ((_AUDIO, Kind.AUDIO), (_IMAGE, Kind.IMAGE), (VIDEOS, Kind.VIDEO), (_TEXT, Kind.TEXT))
     return next((kind for suffixes, kind in kinds if file.suffix.lower() in suffixes), None)
 
 
@@ -249,7 +264,7 @@ def _holds_text(path: Path, column: str, values: Sequence[str]) -> bool:
     Raises:
         UserError: neither free text nor paths.
     """
-    if any(Path(value.strip()).suffix.lower() in _AUDIO | _IMAGE | _TEXT | _ARRAY for value in values[:1]) or any(
+    if any(Path(value.strip()).suffix.lower() in _MEDIA for value in values[:1]) or any(
         _is_file(path.parent, value.strip()) for value in values
     ):
         return False
@@ -279,11 +294,7 @@ def _from_folders(path: Path) -> Listing:
     """Either layout: by class, then stem; or by modality, class, stem."""
     children = sorted(child for child in path.iterdir() if child.is_dir() and not child.name.startswith("."))
     if any(_media(child) for child in children):
-        samples = {
-            (child.name, stem): {_type_name(file): file for file in files}
-            for child in children
-            for stem, files in _by_stem(child).items()
-        }
+        samples = {(child.name, stem): _by_type(files) for child in children for stem, files in _by_stem(child).items()}
     else:
         samples = {}
         for modality in children:
@@ -308,7 +319,7 @@ def _complete(path: Path, samples: Mapping[tuple[str, str], Mapping[str, Path]])
 
 
 def _media(folder: Path) -> list[Path]:
-    return sorted(file for file in folder.iterdir() if file.suffix.lower() in _AUDIO | _IMAGE | _TEXT | _ARRAY)
+    return sorted(file for file in folder.iterdir() if file.suffix.lower() in _MEDIA)
 
 
 def _by_stem(folder: Path) -> dict[str, list[Path]]:
@@ -318,18 +329,35 @@ def _by_stem(folder: Path) -> dict[str, list[Path]]:
     return stems
 
 
+def _by_type(files: Sequence[Path]) -> dict[str, Path]:
+    found: dict[str, Path] = {}
+    for file in files:
+        other = found.setdefault(_type_name(file), file)
+        if other is not file:
+            raise UserError(f"is of one kind with {other.name}, and of one stem", where=file, fix="rename one of them")
+    return found
+
+
 def _type_name(file: Path) -> str:
-    return {Kind.AUDIO: "audio", Kind.IMAGE: "image", Kind.TEXT: "text", None: "array"}[kind_of(file)]
+    kind = kind_of(file)
+    return "array" if kind is None else kind.value
 
 
 def _convert(listing: Listing, options: FilesOptions, folder: Path, source: Path) -> None:
     modalities, groups = {}, {}
+    notes: list[str] = []
+    clips = Clips(options.frames, options.frame_size, options.frame_channels)
     with atomic_path(folder) as temporary:
         temporary.mkdir()
         for name, files in listing.files.items():
-            kind = kind_of(files[0])
-            _write_modality(temporary / f"{name}.npy", files, kind, options)
+            kind, array = kind_of(files[0]), temporary / f"{name}.npy"
             rate = options.sample_rate_hz if kind is Kind.AUDIO else None
+            if kind is Kind.VIDEO:
+                written = clips.write(array, files)
+                rate = written.rate_hz
+                notes += written.notes(name, folder / written.table.name)
+            else:
+                _write_modality(array, files, kind, options)
             modalities[name] = ModalityFile(kind=kind, sample_rate_hz=rate)
         for name, texts in listing.texts.items():
             np.save(temporary / f"{name}.npy", np.array(texts, f"<U{options.max_chars}"))
@@ -349,6 +377,7 @@ def _convert(listing: Listing, options: FilesOptions, folder: Path, source: Path
             groups=groups,
             split="split.npy" if listing.splits else None,
             source=str(source),
+            notes=notes,
         )
         write_description(temporary, about)
 
@@ -371,17 +400,14 @@ def _number(label: str, row: int, root: Path) -> float:
 
 
 def _write_modality(path: Path, files: Sequence[Path], kind: Kind | None, options: FilesOptions) -> None:
-    out: NDArray[Any] | None = None
-    for row, file in enumerate(files):
-        sample = _read(file, kind, options)
-        if out is None:
-            shape = (len(files), *sample.shape)
-            out = np.lib.format.open_memmap(path, mode="w+", dtype=sample.dtype, shape=shape)
-        if sample.shape != out.shape[1:]:
-            raise UserError(f"holds {sample.shape}, the files before it {out.shape[1:]}", where=file)
-        out[row] = sample
-    assert out is not None
-    out.flush()  # type: ignore[attr-defined]
+    first = _read(files[0], kind, options)
+    with npy_rows(path, (len(files), *first.shape), first.dtype) as append:
+        for file in files:
+            sample = _read(file, kind, options)
+            if sample.shape != first.shape:
+                fix = "bring arrays to one shape; videos may differ in length" if kind is None else ""
+                raise UserError(f"holds {sample.shape}, the files before it {first.shape}", where=file, fix=fix)
+            append(sample[None])
 
 
 def _read(file: Path, kind: Kind | None, options: FilesOptions) -> NDArray[Any]:

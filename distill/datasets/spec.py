@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 
 from distill.datasets.target import CLASSIFICATION, REGRESSION, Target
 
+_BLOCK_ROWS, _BLOCK_BYTES = 256, 32 << 20
+
 
 class Kind(StrEnum):
     """What a modality's array means; decides front end, encoder and how a device reads files."""
@@ -48,6 +50,11 @@ class ModalitySpec:
         """Bytes that one sample takes on disk."""
         return int(np.prod(self.shape, dtype=np.int64)) * np.dtype(self.dtype).itemsize
 
+    @property
+    def block_rows(self) -> int:
+        """How many samples are brought to memory together: 256, fewer where they would take more than 32 MB."""
+        return max(1, min(_BLOCK_ROWS, _BLOCK_BYTES // max(1, self.sample_bytes)))
+
 
 SPLITS = ("train", "val", "test")
 
@@ -62,6 +69,7 @@ class Dataset:
         groups: name of a grouping to ``(samples,)``; samples of one group never part in a split.
         explicit_split: ``(samples,)`` with 0 train, 1 val, 2 test, where the data came with a split.
         fingerprint: sha256 over the bytes of everything above.
+        notes: what had to be done to files, for people.
     """
 
     name: str
@@ -74,6 +82,7 @@ class Dataset:
     explicit_split: NDArray[np.int64] | None = None
     licence: str = "not stated"
     source: str = ""
+    notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.truth.values)

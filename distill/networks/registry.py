@@ -8,7 +8,7 @@ takes ``(input_shapes, num_outputs, **options)``, both by modality name, and set
 ``TokenShape``, which knows the size of the vocabulary. A network that reads them sets ``reads_tokens = True``; None
 says that it refuses itself what it cannot read. One that starts from files sets ``rebuilt_by``: options that build it
 again without them.
-One that learns by more than the task's loss on its logits is ``SelfTaught``.
+One that learns by more than the task's loss on its logits is ``SelfTaught``; one that streams is ``Streaming``.
 One whose ``class_vectors()``, ``(classes, d)``, lie in the space of one of its features names that in ``class_space``:
 a dotted path, or ``embed``.
 One of several modalities may compute its logits as ``join(parts(inputs))``, parts by modality: then parts of different
@@ -57,6 +57,23 @@ class SelfTaught(Protocol):
 
         Args:
             inputs: as ``forward`` takes them. target: as the task has it.
+        """
+
+
+@runtime_checkable
+class Streaming(Protocol):
+    """A network for clips ``(channels, time, height, width)`` that can also be given them frame by frame.
+
+    Attributes:
+        state_size: numbers that it keeps between two frames, whatever the stream's length. A stream begins with zeros.
+    """
+
+    state_size: int
+
+    def step(self, frame: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        """Of ``(B, channels, height, width)`` and ``(B, state_size)`` logits ``(B, outputs)`` and the later state.
+
+        After as many frames as a clip has, logits are those of ``forward`` for that clip.
         """
 
 

@@ -23,8 +23,7 @@ from mst_edge.core.cache import cache_root, entry_folder, look_up, new_entry
 from mst_edge.core.files import sha256_file
 from mst_edge.core.rows import npy_rows
 
-_BLOCK = 256
-_MOST_LOGIT_BYTES = 64 << 20
+_MOST_LOGIT_BYTES = _MOST_FEATURE_BYTES = 64 << 20
 _FEATURES = "features.npy"
 
 
@@ -78,6 +77,7 @@ class FeatureStore:
         self._arrays = {
             name: np.load(folder / _FEATURES, mmap_mode="r", allow_pickle=False)
             for name, folder in self._folders.items()
+            if not frontends[name].in_place
         }
         # What is read in place is label maps: they stay on disk, and become class numbers batch by batch.
         self._target = dataset.target
@@ -118,12 +118,19 @@ class FeatureStore:
 
     def gather(self, ids: NDArray[np.int64], modalities: Sequence[str], device: torch.device) -> Batch:
         """The samples ``ids``, on ``device``."""
-        inputs = {name: torch.from_numpy(self._arrays[name][ids]).to(device) for name in modalities}
+        inputs = {name: self._read(name, ids).to(device) for name in modalities}
         return Batch(torch.from_numpy(ids), inputs, self.targets(ids).to(device))
 
     def steps(self, split: str, batch_size: int) -> int:
         """How many batches one epoch of ``shuffled`` has."""
         return len(_starts(len(self.splits[split]), batch_size))
+
+    @torch.no_grad()
+    def _read(self, name: str, ids: NDArray[np.int64]) -> Tensor:
+        """Features of the samples ``ids``: as they were kept, or made of the samples here."""
+        if name in self._arrays:
+            return torch.from_numpy(self._arrays[name][ids])
+        return self.frontends[name](torch.from_numpy(self.dataset.read(name, ids)))
 
     def shuffled(
         self,
@@ -180,10 +187,11 @@ class FeatureStore:
     ) -> Iterator[Batch]:
         """All samples of a split, in the order of its ids; of each batch, every process gets its own rows.
 
-        Fewer at a time than ``batch_size`` where the logits of label maps would take more than 64 MB.
+        Fewer at a time than ``batch_size`` where features, or the logits of label maps, would take more than 64 MB.
         """
         ids = self.splits[split]
-        batch_size = min(batch_size, max(1, _MOST_LOGIT_BYTES // self._logit_bytes))
+        feature_bytes = 4 * sum(math.prod(self.shapes[name]) for name in modalities)
+        batch_size = min(batch_size, _MOST_LOGIT_BYTES // self._logit_bytes, _MOST_FEATURE_BYTES // feature_bytes) or 1
         for start in range(0, len(ids), batch_size):
             for part in processes.parts(start, min(start + batch_size, len(ids)), 1):
                 yield replace(self.gather(ids[part.start : part.end], modalities, device), rows=part.rows)
@@ -198,7 +206,8 @@ def _starts(samples: int, batch_size: int) -> list[int]:
 
 
 def _features(dataset: Dataset, train: NDArray[np.int64], name: str, frontend: Frontend) -> Path:
-    """Fits the front end on ``train`` and returns the cache's folder of ``(samples, *feature_shape)``.
+    """Fits the front end on ``train`` and returns the cache's folder of ``(samples, *feature_shape)``, which is empty
+    where they are made of samples in place.
 
     Kept under a key of everything they depend on: data, training ids and the front end with its constants.
 
@@ -225,13 +234,16 @@ def _features(dataset: Dataset, train: NDArray[np.int64], name: str, frontend: F
 @torch.no_grad()
 def _compute(dataset: Dataset, train: NDArray[np.int64], name: str, frontend: Frontend, folder: Path) -> None:
     frontend.fit(_raw_blocks(dataset, name, train))
+    frontend.save(folder)
+    if frontend.in_place:
+        return
     shape = (len(dataset), *frontend.feature_shape)
     with npy_rows(folder / _FEATURES, shape, np.dtype(frontend.feature_dtype)) as append:
         for raw in _raw_blocks(dataset, name, np.arange(len(dataset))):
             append(frontend(torch.from_numpy(frontend.host(raw))).numpy())
-    frontend.save(folder)
 
 
 def _raw_blocks(dataset: Dataset, name: str, ids: NDArray[np.int64]) -> Iterable[NDArray[Any]]:
-    for start in range(0, len(ids), _BLOCK):
-        yield dataset.read(name, ids[start : start + _BLOCK])
+    rows = dataset.modalities[name].block_rows
+    for start in range(0, len(ids), rows):
+        yield dataset.read(name, ids[start : start + rows])

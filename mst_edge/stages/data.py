@@ -75,6 +75,7 @@ class Data:
                 name: dataset.class_counts(ids).tolist() for name, ids in self.splits.items() if dataset.classes
             },
             "imbalance": self.imbalance(),
+            "notes": list(dataset.notes),
         }
 
     def origin(self) -> dict[str, str]:
@@ -160,7 +161,8 @@ def _augmentation(recipe: Recipe, dataset: Dataset, frontends: Mapping[str, Fron
     if not isinstance(said, dict):
         raise UserError(f"expected keys and values, received {said!r}", where=where)
     chosen: Augmentation = parse_options(augmentation_options(dataset.modalities[name].kind), said, where=where)
-    chosen.check(frontends[name].feature_shape, where, dense=dataset.task == SEGMENTATION)
+    frontend = frontends[name]
+    chosen.check(frontend.feature_shape, where, dense=dataset.task == SEGMENTATION, tiled=not frontend.moves)
     return chosen
 
 
@@ -232,6 +234,7 @@ def save_evaluation(run: RunFolder, data: Data, modality: str, frontend: Fronten
         temporary.mkdir()
         shape = (len(ids), *frontend.graph_shape)
         with npy_rows(temporary / "inputs.npy", shape, dtype) as append:
-            for start in range(0, len(ids), 256):
-                append(frontend.host(data.dataset.read(modality, ids[start : start + 256])))
+            rows = data.dataset.modalities[modality].block_rows
+            for start in range(0, len(ids), rows):
+                append(frontend.host(data.dataset.read(modality, ids[start : start + rows])))
         np.save(temporary / "target.npy", np.asarray(data.dataset.target[ids]), allow_pickle=False)

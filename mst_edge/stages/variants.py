@@ -45,7 +45,7 @@ def run_variants(
     modality = recipe.student.modality
     save_evaluation(run, data, modality, student.frontend)
     inputs = np.load(run.evaluation / "inputs.npy", mmap_mode="r", allow_pickle=False)
-    few = _DENSE_BATCH if student.spec.map_size else _BATCH
+    few = _DENSE_BATCH if student.spec.map_size else min(_BATCH, student.spec.modality.block_rows)
     save_predictions(run, collect(student_outputs(student, inputs, few), scoring_of(student.spec.output)))
     said = recipe.quantize
     ids = choose(data.dataset, data.splits["train"], said.calibration.samples, recipe.seed)
