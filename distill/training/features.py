@@ -190,7 +190,7 @@ class FeatureStore:
         Fewer at a time than ``batch_size`` where features, or the logits of label maps, would take more than 64 MB.
         """
         ids = self.splits[split]
-        feature_bytes = 4 * sum(math.prod(self.shapes[name]) for name in modalities)
+        feature_bytes = 4 * sum(math.prod(self.shapes[name]) for name in modalities) or 1
         batch_size = min(batch_size, _MOST_LOGIT_BYTES // self._logit_bytes, _MOST_FEATURE_BYTES // feature_bytes) or 1
         for start in range(0, len(ids), batch_size):
             for part in processes.parts(start, min(start + batch_size, len(ids)), 1):
