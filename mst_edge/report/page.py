@@ -19,6 +19,7 @@ from mst_edge.report import layers, svg
 from mst_edge.report.table import dla_lines, found_words, model_name, short_verdict
 from mst_edge.report.tuning import said_of
 from mst_edge.run_folder import RunFolder
+from mst_edge.stages.distill import HISTORIES
 
 
 def write_report(run: RunFolder) -> Path:
@@ -30,7 +31,7 @@ def write_report(run: RunFolder) -> Path:
     result = run.result()
     if "distill" not in result:
         raise UserError("holds a model that came as a file, which has no page", where=run.path, fix="read result.json")
-    histories = read_json(run.distill / "histories.json")
+    histories = read_json(run.distill / HISTORIES)
     loader = jinja2.PackageLoader("mst_edge.report", "templates")
     environment = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined)
     environment.filters.update(
@@ -48,7 +49,7 @@ def write_report(run: RunFolder) -> Path:
         sensitivity=_sensitivity(result),
         mixed=_mixed(result),
         numerics=_numerics(run),
-        targets=[_target(target, result) for target in _measured(result)],
+        targets=[_target(target) for target in _measured(result)],
         front=result["front"] if len({row["target"] for row in result["front"]}) > 1 else [],
         boards=[{**target, "dla": list(dla_lines(target))} for target in result["targets"] if not target["on_host"]],
         recipe=yaml.safe_dump(result["recipe"], sort_keys=False),
@@ -211,7 +212,7 @@ def _mixed(result: Mapping[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
-def _target(target: Mapping[str, Any], result: Mapping[str, Any]) -> dict[str, Any]:
+def _target(target: Mapping[str, Any]) -> dict[str, Any]:
     runtimes = list(dict.fromkeys(row["runtime"] for row in target["builds"]))
     points = [_point(row, target, runtimes) for row in target["builds"]]
     goals, scoring = target["goals"], target["scoring"]
@@ -231,7 +232,7 @@ def _target(target: Mapping[str, Any], result: Mapping[str, Any]) -> dict[str, A
             y_limit=_limit(target),
             higher_is_better=scoring["higher_is_better"],
         ),
-        "confusion_chart": target["confusion"] and svg.confusion(target["confusion"], result["data"]["classes"]),
+        "confusion_chart": target["confusion"] and svg.confusion(target["confusion"], target["classes"]),
     }
 
 

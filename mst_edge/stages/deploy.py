@@ -150,6 +150,7 @@ def deploy(subject: Subject, target_name: str, watcher: DeployWatcher) -> dict[s
         "chosen": chosen,
         "gate": ("passed" if passed else "failed") if subject.real else NOT_JUDGED,
         "confusion": None if confusion is None else confusion.tolist(),
+        "classes": list(subject.output.names),
         "bundle": None,
     }
     if any(build.deployable for build in builds):

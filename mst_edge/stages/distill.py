@@ -30,6 +30,7 @@ from mst_edge.stages.teachers import memorised, seen_and_unseen
 
 STAGE = "distill"
 LOGITS, ANSWERS = "student_logits.npy", "student_answers.npy"
+HISTORIES = "histories.json"
 
 
 def pick_device(name: str) -> torch.device:
@@ -279,7 +280,7 @@ def _save(recipe: Recipe, data: Data, run: RunFolder, lab: Lab, model: Model, re
             network=asdict(NetworkChoice(teacher.network, dict(teacher.options))),
             trained_on=data.origin(),
         )
-    write_json(run.distill / "histories.json", lab.histories)
+    write_json(run.distill / HISTORIES, lab.histories)
 
 
 def deployable(model: Model, data: Data, lab: Lab, facts: dict[str, Any]) -> Student:
