@@ -47,7 +47,7 @@ class VidLanKdOptions(TeacherOptions):
     task_weight: float = 1.0
     nst_weight: float = 1.0
     contrast_weight: float = 1.0
-    temperature: float = 0.1
+    temperature: float = 1.0
 
 
 @METHODS.register("vidlankd")

@@ -85,7 +85,7 @@ def compare(recipe: Recipe, out: Path, options: CompareOptions, say: Callable[[s
     device = pick_device(options.device)
     first = seeded(recipe, options.seeds[0], options.vary)
     lab = make_lab(first, prepare(first, options.data_root), out, device, Silent())
-    students = choose(options.methods, recipe, lab, with_ablations=options.ablations)
+    students = choose(options.methods, recipe, lab, with_ablations=options.ablations, say=say)
     _begin(out, {"recipe": recipe.to_dict(), "device": device.type, "vary": options.vary}, recipe)
     keep_identity(lab, out / "teachers.json")
     known = list(lab.teachers)

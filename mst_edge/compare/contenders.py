@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -17,7 +17,7 @@ from mst_edge.recipe import Recipe, parse_options
 from mst_edge.stages.distill import method_options
 
 FLAG = "--methods"
-LONE = "lone"
+ALL, LONE = "all", "lone"
 
 
 @dataclass(frozen=True)
@@ -52,18 +52,26 @@ def teacher(name: str) -> Contender:
     return Contender(f"{name} teacher", name, role="teacher")
 
 
-def choose(said: str | None, recipe: Recipe, lab: Lab, *, with_ablations: bool) -> list[Contender]:
+def choose(
+    said: str | None,
+    recipe: Recipe,
+    lab: Lab,
+    *,
+    with_ablations: bool,
+    say: Callable[[str], None] = lambda line: None,
+) -> list[Contender]:
     """The students to compare: ``lone`` first, then the rest in the order that the user wrote.
 
     Args:
-        said: ``NAME`` or ``NAME:PRESET``, comma-separated; ``all`` that can do the task; None for the recipe's
-            method and ``compare``.
+        said: ``NAME`` or ``NAME:PRESET``, comma-separated; ``all`` that can do the task with these networks; None for
+            the recipe's method and ``compare``.
+        say: told which of ``all`` are left out, and why.
 
     Raises:
         UserError: an unknown method or preset, two that are the same, options that contradict each other, or
             no MST-Distill to take parts from.
     """
-    wanted = [recipe.distill.method, *recipe.distill.compare] if said is None else _names(said, lab.task.name)
+    wanted = [recipe.distill.method, *recipe.distill.compare] if said is None else _names(said, recipe, lab, say)
     labels = list(dict.fromkeys([LONE, *wanted]))
     found = [contender_of(label, recipe) for label in labels]
     _require_distinct(found)
@@ -78,12 +86,27 @@ def choose(said: str | None, recipe: Recipe, lab: Lab, *, with_ablations: bool) 
     return found
 
 
-def _names(said: str, task: str) -> list[str]:
+def _names(said: str, recipe: Recipe, lab: Lab, say: Callable[[str], None]) -> list[str]:
     names = [name.strip() for name in said.split(",")]
     if not all(names):
         raise UserError(f"expected names between commas, received {said!r}", where=FLAG, fix=f"known: {_known()}")
-    fitting = [name for name in METHODS.names() if task in METHODS.get(name).tasks]
-    return [known for name in names for known in (fitting if name == "all" else [name])]
+    return [known for name in names for known in (_fitting(recipe, lab, say) if name == ALL else [name])]
+
+
+def _fitting(recipe: Recipe, lab: Lab, say: Callable[[str], None]) -> list[str]:
+    """Every method that can do the task, but for those that want other networks or modalities; of the recipe's own that
+    is an error, told later."""
+    fitting = []
+    for name in METHODS.names():
+        if lab.task.name not in METHODS.get(name).tasks:
+            continue
+        try:
+            if name not in (LONE, recipe.distill.method):
+                METHODS.get(name)(lab, contender_of(name, recipe).parsed_options()).check()
+            fitting.append(name)
+        except UserError as error:
+            say(f"{name} is left out: {error}")
+    return fitting
 
 
 def contender_of(label: str, recipe: Recipe) -> Contender:

@@ -170,7 +170,9 @@ def test_all_methods_of_a_comparison_are_those_that_can_do_the_task(tmp_path):
     recipe = load_recipe(write_small_recipe(tmp_path / "r.yaml", write_numbers(tmp_path / "data")))
     lab = make_lab(recipe, prepare(recipe, None), tmp_path / "out", torch.device("cpu"), Silent())
     found = choose("all", recipe, lab, with_ablations=False)
-    assert {row.label for row in found} == {"lone", "kd", "fitnets", "rkd", "crd", "mgdfr", "videoadviser", "mst"}
+    assert {row.label for row in found} == {
+        "lone", "kd", "taid", "multi_teacher", "fitnets", "rkd", "crd", "mgdfr", "videoadviser", "mst",
+    }  # fmt: skip
 
 
 def test_a_comparison_ranks_errors_the_other_way_round(tmp_path):

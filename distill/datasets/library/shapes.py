@@ -1,8 +1,8 @@
 """``shapes``: which of four shapes each pixel of a made-up scene shows, from colour and from depth.
 
 Nothing here is real: scenes are drawn from a seed. They are what a segmentation recipe can run on at once, offline.
-A shape's colour says nothing of its class and is close to that of the ground, light is uneven and sensors are noisy:
-contours are hard to see in colour and plain in depth.
+A shape's colour says nothing of its class and may be that of the ground, light is uneven and sensors are noisy:
+contours are plain in depth, and seen in colour where colours happen to differ.
 """
 
 from __future__ import annotations

@@ -38,7 +38,7 @@ from tests.distill.test_training import Kill, KillAt
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory):
-    dataset = open_arrays(write_label_maps(tmp_path_factory.mktemp("d") / "d", samples=48, size=(16, 20)))
+    dataset = open_arrays(write_label_maps(tmp_path_factory.mktemp("d") / "d", samples=40, size=(16, 20)))
     fronts = {name: make_frontend(spec, frontend_options(spec.kind)()) for name, spec in dataset.modalities.items()}
     return FeatureStore(dataset, split_dataset(dataset, SplitRule()), fronts)
 
@@ -51,8 +51,8 @@ def make_lab(store, folder, **changes) -> Lab:
         student_modality="depth",
         student=NetworkChoice("small_unet", {"width": 0.25}),
         teachers={
-            "multimodal": (("colour", "depth"), NetworkChoice("map_fusion", {"width": 0.5})),
-            "colour": (("colour",), NetworkChoice("small_unet", {"width": 0.5})),
+            "multimodal": (("colour", "depth"), NetworkChoice("map_fusion", {"width": 0.25})),
+            "colour": (("colour",), NetworkChoice("small_unet", {"width": 0.25})),
         },
         optimizer=OptimizerChoice(lr=1e-2),
         epochs=Epochs(1, 1, 2),
@@ -186,7 +186,7 @@ def test_losses_reach_student_and_helpers_and_stop_at_the_teacher(store, tmp_pat
 
 def test_it_teaches_and_nothing_of_it_is_exported(store, tmp_path):
     """The authors count the heads that only training needs among the student's parameters; no device sees them."""
-    method = make_method("transkd", make_lab(store, tmp_path, epochs=Epochs(2, 1, 4)))
+    method = make_method("transkd", make_lab(store, tmp_path, epochs=Epochs(1, 1, 4)))
     student = require_it_teaches(method)
     history = method.lab.histories["transkd"]
     assert history[-1]["stages"] < history[0]["stages"]
