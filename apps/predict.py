@@ -10,12 +10,14 @@ from pathlib import Path
 
 from apps.runtime import Answer, Bundle, BundleError, Sample, memory_mb
 from apps.runtime.answers import keep_label_map
+from apps.runtime.clips import VIDEOS
 from apps.runtime.main import Source, sources
 
 _SUFFIXES = {
     "audio": {".wav", ".flac", ".ogg", ".mp3", ".npy"},
     "image": {".png", ".jpg", ".jpeg", ".bmp", ".pgm", ".ppm", ".webp", ".npy"},
     "text": {".txt"},
+    "video": {*VIDEOS, ".npy"},
 }
 
 

@@ -27,14 +27,14 @@ from mst_edge.recipe import Recipe, find_recipe, load_recipe
 from mst_edge.stages.data import prepare
 from mst_edge.stages.distill import deployable, make_lab, make_method
 from quantize.export import export_student
-from quantize.step import MODEL, export_step, is_streaming
+from quantize.step import export_step, is_streaming
+from quantize.variant import STEP_MODEL
 
 METHODS = ("lone", "kd")
 # Name of a row: its input, options of that, and the network that reads it.
 ROWS = {
     "frames, clip_cnn": ("frames", "{}", "clip_cnn"),
     "frames, stream_cnn": ("frames", "{}", "stream_cnn"),
-    "6 frames, clip_cnn": ("frames", "{frames: 6}", "clip_cnn"),
     "1 frame, clip_cnn": ("frames", "{frames: 1}", "clip_cnn"),
     "grid, small_cnn": ("grid", "{}", "small_cnn"),
     "grid shrunk by 2, small_cnn": ("grid", "{shrink: 2}", "small_cnn"),
@@ -97,7 +97,7 @@ def latencies(out: Path, seed: int) -> dict[str, NDArray[np.float64]]:
     settings = onnxruntime.SessionOptions()
     settings.intra_op_num_threads = 1
     files = {row: out / _slug(row) / str(seed) / "fp32" / "model.onnx" for row in ROWS}
-    streams = {f"{row}, one frame": out / _slug(row) / str(seed) / "stream" / MODEL for row in ROWS}
+    streams = {f"{row}, one frame": out / _slug(row) / str(seed) / "stream" / STEP_MODEL for row in ROWS}
     files |= {row: file for row, file in streams.items() if file.is_file()}
     sessions = {row: onnxruntime.InferenceSession(str(file), settings) for row, file in files.items()}
     feeds = {row: _noise(session) for row, session in sessions.items()}

@@ -108,7 +108,7 @@ def _run(asked: Recipe, run: RunFolder, options: RunOptions, watcher: Watcher) -
     if not processes.first:
         return {"gate": overall([])}
     deployed = []
-    made: dict[str, Any] = {"variants": [], "skipped": [], "sensitivity": None}
+    made: dict[str, Any] = {"variants": [], "skipped": [], "sensitivity": None, "stream": None}
     if options.until != "distill":
         made = run.stage_result(variants.STAGE) or _make_variants(recipe, data, run, options.device, watcher)
         loaded = variants.load_variants(run, made)
@@ -127,6 +127,7 @@ def _run(asked: Recipe, run: RunFolder, options: RunOptions, watcher: Watcher) -
         "variants": made["variants"],
         "skipped_schemes": made["skipped"],
         "sensitivity": made["sensitivity"],
+        "stream": made.get("stream"),  # runs that were begun before there was one have none
         **summary(deployed),
         "provenance": provenance(recipe_sha256=recipe.sha256(), data_sha256=data.dataset.fingerprint, seed=recipe.seed),
     }

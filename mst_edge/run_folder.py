@@ -40,6 +40,11 @@ class RunFolder:
         return self.path / "variants"
 
     @property
+    def stream(self) -> Path:
+        """The model of one frame after another, of a student that streams."""
+        return self.path / "stream"
+
+    @property
     def evaluation(self) -> Path:
         """Raw test inputs, their targets, and the fp32 student's logits for them."""
         return self.path / "evaluation"

@@ -6,7 +6,7 @@ and gives an answer and the next state. It is the fp32 student's; int8 is not ma
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -20,37 +20,12 @@ from torch import Tensor, nn
 from distill.frontends import VideoScale
 from distill.networks.registry import Streaming
 from distill.student import Student, student_outputs
-from mst_edge.core.files import atomic_path, read_json, write_json
+from mst_edge.core.files import atomic_path, write_json
 from quantize.export import OPSET, strip
 from quantize.program import quiet
+from quantize.variant import STEP_ABOUT, STEP_MODEL, StepSpec, step_tolerance
 
-MODEL, ABOUT = "stream.onnx", "stream.json"
 _STATE, _NEXT = "state", "next_state"
-# Largest difference between a stream's last answer and the clip's, as a share of the answers' size: float32's rounding.
-TOLERANCE = 1e-3
-
-
-@dataclass(frozen=True)
-class StepSpec:
-    """What a model of one frame takes.
-
-    Attributes:
-        frame: shape of a frame as a device records it, without the batch.
-        state: numbers that are kept from one frame to the next.
-        steps: frames after which it has said what the student says of a clip.
-        taken: which frames of a clip those are.
-        rate_hz: frames per second that it was trained on; None where nobody said.
-        difference: from the student's answers, the largest found.
-    """
-
-    input: str
-    frame: tuple[int, ...]
-    dtype: str
-    state: int
-    steps: int
-    taken: tuple[int, ...]
-    rate_hz: float | None
-    difference: float = 0.0
 
 
 class StepStudent(nn.Module):
@@ -87,23 +62,14 @@ def export_step(student: Student, folder: Path, clips: NDArray[Any]) -> StepSpec
     spec = _spec(student)
     with atomic_path(folder) as temporary:
         temporary.mkdir()
-        onnx.save(_to_onnx(student, spec), temporary / MODEL)
+        onnx.save(_to_onnx(student, spec), temporary / STEP_MODEL)
         wanted = np.concatenate(list(student_outputs(student, clips)))
-        apart = float(np.abs(run_stream(temporary / MODEL, spec, clips) - wanted).max())
-        if not apart <= TOLERANCE * max(1.0, float(np.abs(wanted).max())):
+        apart = float(np.abs(run_stream(temporary / STEP_MODEL, spec, clips) - wanted).max())
+        if not apart <= step_tolerance(wanted):
             raise RuntimeError(f"streamed, clips are answered differently: {apart:.3g} apart")
         spec = StepSpec(**{**asdict(spec), "difference": apart})
-        write_json(temporary / ABOUT, asdict(spec))
+        write_json(temporary / STEP_ABOUT, asdict(spec))
     return spec
-
-
-def load_step(folder: Path) -> StepSpec | None:
-    """What ``export_step`` wrote to ``folder``; None where it wrote nothing."""
-    file = folder / ABOUT
-    if not file.is_file():
-        return None
-    said = read_json(file)
-    return StepSpec(**{**said, "frame": tuple(said["frame"]), "taken": tuple(said["taken"])})
 
 
 def run_stream(model: Path, spec: StepSpec, clips: NDArray[Any]) -> NDArray[np.float32]:

@@ -6,11 +6,15 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from mst_edge.core.errors import UserError
 from mst_edge.core.files import read_json, sha256_file, write_json
 from mst_edge.core.scoring import OutputSpec
 
 MODEL, SIDECAR, PROGRAM = "model.onnx", "variant.json", "model.pt2"
+STEP_MODEL, STEP_ABOUT = "stream.onnx", "stream.json"
 OUTPUTS = "torch_outputs.npy"
 # What a torch program is made for, see ``Variant.program``.
 FLOAT, X86, XNNPACK = "float", "x86", "xnnpack"
@@ -154,3 +158,41 @@ def load_variant(folder: Path) -> Variant:
             "in_float": tuple(record["in_float"]),
         }
     )
+
+
+@dataclass(frozen=True)
+class StepSpec:
+    """A student as a model of one frame after another, see ``quantize/step.py``.
+
+    Attributes:
+        frame: shape of a frame as a device records it, without the batch.
+        state: numbers that are kept from one frame to the next.
+        steps: frames after which it has said what the student says of a clip.
+        taken: which frames of a clip those are.
+        rate_hz: frames per second that it was trained on; None where nobody said.
+        difference: from the student's answers, the largest found.
+    """
+
+    input: str
+    frame: tuple[int, ...]
+    dtype: str
+    state: int
+    steps: int
+    taken: tuple[int, ...]
+    rate_hz: float | None
+    difference: float = 0.0
+
+
+def step_tolerance(answers: NDArray[np.floating[Any]]) -> float:
+    """How far a stream's last answer may be from the clip's: a thousandth of how the ``(samples, outputs)`` answers
+    spread, and float32's rounding."""
+    return 1e-3 * float(answers.std(axis=0).max()) + 1e-5 * float(np.abs(answers).max())
+
+
+def load_step(folder: Path) -> StepSpec | None:
+    """The model of one frame that lies in ``folder``; None where there is none."""
+    file = folder / STEP_ABOUT
+    if not file.is_file():
+        return None
+    said = read_json(file)
+    return StepSpec(**{**said, "frame": tuple(said["frame"]), "taken": tuple(said["taken"])})

@@ -49,6 +49,7 @@ _BY_KIND = {
     "audio": App("spoken_digits", **_SOUND),  # type: ignore[arg-type]
     "image": App("digits_camera", "examples/*", "--camera 0 --json", False, ("char-video4linux",), ("video",)),
     "text": App("triage", "examples/*", "- --json", reads_lines=True),
+    "video": App("watch", "examples/*", "--camera 0 --json", False, ("char-video4linux",), ("video",)),
     "sequence": App("activity", "examples/*", "- --json", reads_lines=True),
 }
 
@@ -62,6 +63,8 @@ def app_of(output: OutputSpec, given: InputSpec) -> App:
         app = _EMOTION
     if given.kind == "image" and (given.dtype != "uint8" or len(given.shape) != 2):
         app = _PREDICT  # that one looks for ink in grey pictures
+    if given.kind == "video" and (given.dtype != "uint8" or given.sizes[-1] not in (1, 3)):
+        app = _PREDICT  # that one reads frames of cameras, not maps of features
     return app if _part(app.name) is not None else _PREDICT
 
 

@@ -18,7 +18,7 @@ from apps.runtime.manifest import FORMAT, MANIFEST, VERSION, default_hop
 from apps.runtime.tokenizer import TOKENIZER
 from mst_edge.core.files import atomic_path, sha256_file, write_json, write_text
 from mst_edge.core.scoring import OutputSpec
-from quantize.variant import InputSpec
+from quantize.variant import STEP_MODEL, InputSpec, load_step, step_tolerance
 from targets.carried import app_files, app_of
 from targets.service import Needs, service_files
 from targets.spec import Build
@@ -72,6 +72,7 @@ def pack(
     readme: str,
     examples: Mapping[str, bytes] = MappingProxyType({}),
     tokenizer: Path | None = None,
+    stream: Path | None = None,
     hop: int | None = None,
     more: Mapping[str, Path | str] = MappingProxyType({}),
     needs: Needs | None = None,
@@ -82,6 +83,7 @@ def pack(
         fp32_outputs: what the fp32 model says of the reference inputs, which drift on a device is told by.
         examples: files by name that anyone can try the bundle on.
         tokenizer: file that makes token ids of a text, for a model that takes them.
+        stream: folder of a model of one frame after another, for a student that streams clips.
         hop: samples from one window of a stream to the next; None: ``default_hop``.
         more: further files: path in the bundle to a file, or to its text.
         needs: what inference takes on the device, for the service; by what was measured where nothing is said.
@@ -108,6 +110,7 @@ def pack(
         for path, source in {**app_files(app), "app.py": start, **served, **more}.items():
             _put(temporary / path, source)
         entries = [_copy_build(temporary, packed) for packed in builds]
+        streamed = {} if stream is None else {"stream": _copy_stream(temporary, stream, fp32_outputs)}
         files = sorted(path for path in temporary.rglob("*") if path.is_file())
         manifest = {
             "format": FORMAT,
@@ -128,6 +131,7 @@ def pack(
             "reference_inputs": "reference/inputs.npy",
             "fp32_outputs": "reference/fp32.npy",
             "builds": entries,
+            **streamed,
             "gate": dict(gate),
             "licence": licence,
             "provenance": dict(provenance),
@@ -178,6 +182,19 @@ def _copy_build(root: Path, packed: PackedBuild) -> dict[str, Any]:
         "reference_outputs": outputs,
         "tolerance": packed.tolerance,
         "expected": dict(packed.expected),
+    }
+
+
+def _copy_stream(root: Path, folder: Path, fp32_outputs: NDArray[np.float32]) -> dict[str, Any]:
+    spec = load_step(folder)
+    assert spec is not None, folder
+    shutil.copyfile(folder / STEP_MODEL, root / "models" / STEP_MODEL)
+    return {
+        "model": f"models/{STEP_MODEL}",
+        "state": spec.state,
+        "taken": list(spec.taken),
+        "rate_hz": spec.rate_hz,
+        "tolerance": step_tolerance(fp32_outputs),
     }
 
 

@@ -16,10 +16,11 @@ from typing import Any
 import numpy as np
 
 from apps.digits_camera.find import Digit, Framing, find_digits
-from apps.digits_camera.frames import VIDEOS, Frame, camera, expanded, picture, video
 from apps.digits_camera.ink import Box
 from apps.digits_camera.overlay import Film, Output, marked_picture
+from apps.frames import Frame, camera, expanded, picture, video
 from apps.runtime import Bundle, BundleError
+from apps.runtime.clips import VIDEOS
 
 _RECENT = 30  # pictures that the rate is told of
 _PLAYED_RATE = 25.0  # pictures per second of the video that is written

@@ -177,6 +177,10 @@ class Bundle:
             raise BundleError(f"its student does {self.manifest.task}, not classification", where=self.folder)
         return said
 
+    def fp32_outputs(self) -> NDArray[np.float32]:
+        """``(samples, labels, ...)``: what the fp32 model says of the reference inputs."""
+        return self._array(self.manifest.fp32_outputs)
+
     def self_test(self) -> float:
         """Runs the reference inputs and returns the largest difference from the expected outputs; of numbers, in
         units of their scale.
@@ -281,6 +285,7 @@ def _verify(folder: Path, manifest: Manifest) -> None:
         manifest.fp32_outputs,
         *([manifest.input.tokenizer] if manifest.input.tokenizer else []),
     ]
+    needed += [manifest.stream.model] if manifest.stream is not None else []
     needed += [name for build in manifest.builds for name in (build.model, build.reference_outputs)]
     for name in needed:
         if name not in manifest.files:

@@ -74,6 +74,25 @@ class BuildEntry:
 
 
 @dataclass(frozen=True)
+class StreamEntry:
+    """The student as a model of one frame after another (ONNX, fp32).
+
+    Attributes:
+        model: path of its file inside the bundle.
+        state: numbers that are kept from one frame to the next, zeros before the first.
+        taken: the frames of a clip after which it says what the student says of the clip.
+        rate_hz: frames per second that it expects; None where nobody said.
+        tolerance: how far it may be from the fp32 model's answers for the reference inputs.
+    """
+
+    model: str
+    state: int
+    taken: tuple[int, ...]
+    rate_hz: float | None
+    tolerance: float
+
+
+@dataclass(frozen=True)
 class Manifest:
     """A whole manifest; ``builds`` in order of preference.
 
@@ -85,6 +104,7 @@ class Manifest:
         ordinal: centres of the ordinal classes that the one number falls into, rising; mostly empty.
         ignore_label: class that stands for pixels without a label.
         fp32_outputs: path of what the fp32 model says of the reference inputs.
+        stream: for a student that streams clips.
     """
 
     name: str
@@ -103,6 +123,7 @@ class Manifest:
     files: dict[str, str]
     provenance: dict[str, Any]
     licence: str
+    stream: StreamEntry | None = None
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -132,6 +153,7 @@ def read_manifest(folder: Path) -> Manifest:
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise BundleError(f"lacks or misstates {error}", where=path) from None
     own = [manifest.input.tokenizer] if manifest.input.tokenizer is not None else []
+    own += [manifest.stream.model] if manifest.stream is not None else []
     read = (manifest.reference_inputs, manifest.fp32_outputs)
     for name in (*manifest.files, *read, *own, *(build.model for build in manifest.builds)):
         inside(folder, name)
@@ -181,6 +203,21 @@ def _parse(raw: dict[str, Any]) -> Manifest:
         files={str(name): str(digest) for name, digest in raw["files"].items()},
         provenance=dict(raw["provenance"]),
         licence=str(raw["licence"]),
+        stream=_stream(raw["stream"], said["shape"][0]) if "stream" in raw else None,
+    )
+
+
+def _stream(said: dict[str, Any], time: int) -> StreamEntry:
+    taken = tuple(int(number) for number in said["taken"])
+    if not taken or not all(0 <= number < time for number in taken) or int(said["state"]) < 1:
+        raise ValueError(f"stream ({said})")
+    rate = said["rate_hz"]
+    return StreamEntry(
+        model=str(said["model"]),
+        state=int(said["state"]),
+        taken=taken,
+        rate_hz=None if rate is None else float(rate),
+        tolerance=float(said["tolerance"]),
     )
 
 

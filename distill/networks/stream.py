@@ -69,13 +69,14 @@ class StreamCnn(Classifier):
         while 1 + (_KERNEL - 1) * (2**count - 1) < self._time and count < _MOST_BLOCKS:
             count += 1
         sizes = [self._channels, *[hidden] * count]
-        self.blocks = nn.Sequential(*(CausalBlock(c, d, 2**n) for n, (c, d) in enumerate(pairwise(sizes))))
+        blocks = [CausalBlock(c, d, 2**n) for n, (c, d) in enumerate(pairwise(sizes))]
+        self.blocks = nn.Sequential(*blocks)
         self.embedding_dim = scaled(64, width)
         self.squeeze = nn.Linear(hidden, self.embedding_dim)
         self.dropout = nn.Dropout(dropout)
         self.head = nn.Linear(self.embedding_dim, num_outputs)
         # By part of the state: steps that are kept, each of so many channels. The last are averaged.
-        pasts = [(c, block.past) for c, block in zip(sizes, self.blocks, strict=False)]
+        pasts = [(c, block.past) for c, block in zip(sizes[:-1], blocks, strict=True)]
         self._parts = [*pasts, (hidden, self._time)]
         self.state_size = sum(c * steps for c, steps in self._parts) + 1  # and how many frames were seen
 
@@ -86,10 +87,10 @@ class StreamCnn(Classifier):
 
     def step(self, frame: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         sizes = [channels * steps for channels, steps in self._parts]
-        *pasts, recent, seen = state.split([*sizes, 1], dim=1)
+        *pasts, recent, seen = torch.split(state, [*sizes, 1], dim=1)
         x = self.frames(self._encoded(frame).unsqueeze(2))
         kept = []
-        for block, past, (channels, steps) in zip(self.blocks, pasts, self._parts, strict=False):
+        for block, past, (channels, steps) in zip(self.blocks, pasts, self._parts[:-1], strict=True):
             assert isinstance(block, CausalBlock)
             x, later = block.step(x, past.reshape(-1, channels, steps))
             kept.append(later.flatten(1))

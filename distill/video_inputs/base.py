@@ -97,7 +97,7 @@ def make_video_input(name: str, said: Mapping[str, Any], shape: tuple[int, ...],
         if key not in known:
             raise unknown_name(f"option of {name}", key, known, where=f"{where}.options")
     try:
-        options = TypeAdapter(cls.Options).validate_python(dict(said))
+        options: Any = TypeAdapter(cls.Options).validate_python(dict(said))
     except ValidationError as error:
         problem = error.errors()[0]
         key = ".".join(str(part) for part in problem["loc"])

@@ -11,7 +11,7 @@ import apps
 from mst_edge.core.errors import unknown_name
 
 _ENTRY_POINTS = "mst_edge.apps"
-_SHARED = ("runtime", "streaming")  # of apps, none themselves
+_SHARED = ("runtime", "streaming", "frames")  # of apps, none themselves
 
 
 def app_names() -> list[str]:

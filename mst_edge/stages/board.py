@@ -91,6 +91,7 @@ def pack_for_board(subject: Subject, target: BoardTarget, watcher: DeployWatcher
         readme=_readme(subject, target, record),
         examples=subject.examples,
         tokenizer=subject.tokenizer,
+        stream=subject.stream,
         needs=target.needs,
         hop=subject.hop,
         more={

@@ -101,6 +101,7 @@ def run_deploy(
             recipe.quantize.exclude,
         ),
         tokenizer=tokenizer if tokenizer.is_file() else None,
+        stream=run.stream if run.stream.is_dir() else None,
         hop=recipe.student.hop,
         runtimes=recipe.measure.runtimes,
         tune_seconds=60 * recipe.measure.tune_minutes if recipe.measure.tune else 0.0,
@@ -272,6 +273,7 @@ def _pack(
         readme=_readme(subject, record),
         examples=subject.examples,
         tokenizer=subject.tokenizer,
+        stream=subject.stream,
         hop=subject.hop,
     )
 

@@ -69,6 +69,7 @@ class Subject:
         examples: files that anyone can try the bundle on.
         readme: what the bundle's page says the samples are.
         material: what variants of further schemes are made of, for a target that takes others than were asked for.
+        stream: folder of its model of one frame after another, where it streams.
         hop: samples from one window of a stream to the next; None: the default.
         ours: whether it is a student that we exported ourselves.
         tune_seconds: how long settings of its builds are tried; 0: not at all.
@@ -90,6 +91,7 @@ class Subject:
     readme: str
     material: Material
     tokenizer: Path | None = None
+    stream: Path | None = None
     hop: int | None = None
     real: bool = True
     ours: bool = True

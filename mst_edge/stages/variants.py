@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +26,13 @@ from quantize.calibration import FOLDER, Calibration, choose, save_calibration
 from quantize.export import export_student, with_program
 from quantize.mixed import Search
 from quantize.schemes.base import Material
+from quantize.step import export_step, is_streaming
 from quantize.variant import Variant, load_variant
 
 STAGE, TUNING, SEARCH = "variants", "tuning", "search"
 PARITY_SAMPLES = 64
 _BATCH, _DENSE_BATCH = 256, 4
+_STREAMED = 8  # clips on which the model of one frame is compared with the student
 
 
 def run_variants(
@@ -73,6 +76,7 @@ def run_variants(
         "skipped": skipped,
         "calibration_samples": len(ids),
         "sensitivity": report_sensitivity(material, samples.inputs, run.variants) if said.sensitivity else None,
+        "stream": asdict(export_step(student, run.stream, inputs[:_STREAMED])) if is_streaming(student) else None,
     }
     run.finish_stage(STAGE, record)
     return record

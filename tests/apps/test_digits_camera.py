@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from apps.digits_camera import DigitReader, frames, main
+from apps import frames
+from apps.digits_camera import DigitReader, main
 from apps.digits_camera.find import Framing, find_digits
-from apps.digits_camera.frames import Frame
+from apps.frames import Frame
 from apps.runtime import Bundle
 from tests.apps.paper_bundles import STROKES, drawn_digit, eye, write_bundle
 from tests.conftest import mst_edge

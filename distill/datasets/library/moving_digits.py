@@ -40,8 +40,8 @@ class MovingDigitsOptions:
         sensor_noise: standard deviation of the noise on velocities, in pixels per frame; digits go about one.
     """
 
-    clips: int = 1500
-    noise: float = 0.3
+    clips: int = 1000
+    noise: float = 0.25
     sensor_noise: float = 1.0
 
     def __post_init__(self) -> None:

@@ -12,20 +12,26 @@ import numpy as np
 from numpy.typing import NDArray
 
 from apps.runtime import BundleError
+from apps.runtime.clips import VIDEOS
 from apps.runtime.images import MAX_PIXELS, open_picture, picture_bytes
 
 PICTURES = {".png", ".jpg", ".jpeg", ".bmp", ".pgm", ".ppm", ".webp", ".gif", ".tif", ".tiff"}
-VIDEOS = {".mp4", ".mov", ".mkv", ".avi", ".webm", ".m4v", ".mpg", ".mjpeg"}
 _PATIENCE_S = 5.0  # without a picture, a camera on the network is taken for gone
 _DRIVERS = {"linux": "v4l2", "darwin": "avfoundation", "win32": "dshow"}
 
 
 @dataclass(frozen=True)
 class Frame:
-    """One picture: ``pixels`` ``(H, W, 3)`` RGB; ``number`` counts those of one video, None in a picture file."""
+    """One picture: ``pixels`` ``(H, W, 3)`` RGB.
+
+    Attributes:
+        number: counts the pictures of one video; None in a picture file.
+        time_s: when it is first shown; None where nobody says.
+    """
 
     pixels: NDArray[np.uint8]
     number: int | None = None
+    time_s: float | None = None
 
     @property
     def grey(self) -> NDArray[np.uint8]:
@@ -103,12 +109,14 @@ def _frames(source: str, where: object, driver: str | None) -> Iterator[Frame]:
         stream = container.streams.video[0]
         if (stream.width or 0) * (stream.height or 0) > MAX_PIXELS:
             raise BundleError("has more pixels than any camera: refused", where=where)
-        for number, pixels in enumerate(_decoded(av, container, stream)):
-            yield Frame(pixels, number)
+        begin: float | None = None
+        for number, (pixels, time_s) in enumerate(_decoded(av, container, stream)):
+            begin = time_s if begin is None else begin
+            yield Frame(pixels, number, None if time_s is None or begin is None else time_s - begin)
 
 
-def _decoded(av: Any, container: Any, stream: Any) -> Iterator[NDArray[np.uint8]]:
-    """What can be decoded, until the end or until there is no more to be had."""
+def _decoded(av: Any, container: Any, stream: Any) -> Iterator[tuple[NDArray[np.uint8], float | None]]:
+    """What can be decoded and its time in seconds, until the end or until there is no more to be had."""
     packets = container.demux(stream)
     while True:
         try:
@@ -121,7 +129,7 @@ def _decoded(av: Any, container: Any, stream: Any) -> Iterator[NDArray[np.uint8]
         except (av.FFmpegError, OSError):
             return  # unplugged, or silent for too long
         for one in pictures:
-            yield one.to_ndarray(format="rgb24")
+            yield one.to_ndarray(format="rgb24"), one.time
 
 
 def _said(error: Exception) -> str:
