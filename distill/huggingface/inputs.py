@@ -153,11 +153,14 @@ def _has_positions(body: Any) -> bool:
 class WaveReader(Reader):
     """``(batch, 1, samples)`` to waveforms, of mean 0 and deviation 1 each where no processor says otherwise."""
 
+    minus_mean: Tensor
+
     def __init__(self, shape: tuple[int, ...]) -> None:
         super().__init__()
         if len(shape) != 2 or shape[0] != 1:
             raise ValueError("a waveform has one channel; of sounds, set features: raw")
         self._samples = shape[1]
+        self.register_buffer("minus_mean", torch.full((shape[1], 1), -1 / shape[1]), persistent=False)
         self._said: Said = {"scale": [], "each": True, "epsilon": LEAST_VARIANCE}
 
     def follow(self, said: Said) -> None:
@@ -169,8 +172,9 @@ class WaveReader(Reader):
             wave = wave * self._said["scale"][0] + self._said["shift"][0]
         if not self._said["each"]:
             return {WAVE: wave}
-        # Written so that OpenVINO finds no normalisation in it: the one that it would put in its place runs in bf16.
-        centred = wave + (wave * -1).mean(dim=1, keepdim=True)
+        # Written so that OpenVINO finds no normalisation in it, and no factor to move: what it would put in its place
+        # runs in bf16.
+        centred = wave + wave @ self.minus_mean
         variance = (centred * centred + self._said["epsilon"]).mean(dim=1, keepdim=True)
         return {WAVE: centred * variance.pow(-0.5)}
 
