@@ -12,10 +12,10 @@ import inspect
 import json
 import math
 from abc import abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -27,8 +27,11 @@ import apps.runtime.tokenizer as tokenizer_module
 import apps.runtime.tokenizer_json as tokenizer_json_module
 from apps.runtime.tokenizer import FIRST_MERGE, TOKENIZER, AnyTokenizer, Tokenizer, parse_tokenizer, read_tokenizer
 from apps.runtime.tokenizer_json import JsonTokenizer
+from distill import mels as mels_module
 from distill import tokens as tokens_module
 from distill.datasets.spec import Kind, ModalitySpec
+from distill.mels import fourier_rows, mel_bank
+from distill.shapes import NumberShape
 from distill.tokens import TokenShape, learn_merges
 from distill.video_inputs import base as video_inputs_module
 from distill.video_inputs.base import VideoOptions, make_video_input
@@ -44,8 +47,10 @@ class Frontend(nn.Module):
 
     Attributes:
         graph_shape, graph_dtype: of one sample as the graph takes it.
-        feature_shape, feature_dtype: of one sample as networks read it.
+        feature_shape, feature_dtype: of one sample as networks read it; numbers have a ``NumberShape`` once it is known
+            how they are standardised.
         tokenizer: what the host part consists of, where there is one; None before it was fitted.
+        augmented_as: kind of modality whose augmentations its features take, where it is not its own.
         code: the files whose text decides what the features of a sample are.
         fitted: buffers that ``fit`` sets.
         pinned: what ``fit`` would learn was given, for good; ``fit`` changes nothing then.
@@ -54,6 +59,7 @@ class Frontend(nn.Module):
     """
 
     kind: ClassVar[Kind]
+    augmented_as: ClassVar[Kind | None] = None
     code: tuple[Path, ...] = (Path(__file__),)
     fitted: ClassVar[tuple[str, ...]] = ()
     feature_dtype: ClassVar[str] = "float32"
@@ -123,6 +129,7 @@ class Standardiser(Frontend):
         super().__init__()
         self.graph_shape = spec.shape
         self.graph_dtype = "uint8" if spec.dtype == "uint8" else "float32"
+        self._rate_hz = spec.sample_rate_hz
         self.register_buffer("scale", torch.ones(stats_shape))
         self.register_buffer("shift", torch.zeros(stats_shape))
 
@@ -156,6 +163,16 @@ class Standardiser(Frontend):
         scale = 1 / deviation.clamp_min(_MIN_STD)
         self.scale.copy_(scale)
         self.shift.copy_(-mean * scale)
+        self._tell()
+
+    def _tell(self) -> None:
+        """Lets the features' shape say how they are standardised."""
+        self.feature_shape = self.shape_under(**self.learned())
+
+    def shape_under(self, scale: Sequence[float], shift: Sequence[float]) -> NumberShape:
+        """The features' shape, were they standardised by these constants."""
+        full = 255.0 if self.graph_dtype == "uint8" else 1.0
+        return NumberShape(self.feature_shape, scale, shift, full, self._rate_hz)
 
     def learned(self) -> dict[str, Any]:
         return {name: [float(value) for value in getattr(self, name).flatten().tolist()] for name in self.fitted}
@@ -174,6 +191,7 @@ class Standardiser(Frontend):
             else:
                 own.copy_(theirs)
         self.pinned = True
+        self._tell()
         return same
 
     def save(self, folder: Path) -> None:
@@ -182,6 +200,7 @@ class Standardiser(Frontend):
     def load(self, folder: Path) -> None:
         for name, value in load_file(folder / "statistics.safetensors").items():
             getattr(self, name).copy_(value)
+        self._tell()
 
 
 @dataclass(frozen=True)
@@ -214,6 +233,7 @@ class LogMelOptions:
     """Analysis of a waveform.
 
     Attributes:
+        features: ``log_mel``; ``raw`` leaves the waveform as it is, and takes no other option.
         window: samples under the Hann window.
         hop: samples from one frame to the next.
         n_fft: points of the Fourier transform, at least ``window``; 0 takes ``window``.
@@ -222,6 +242,7 @@ class LogMelOptions:
         floor_db: level that silence is lifted to, relative to full scale.
     """
 
+    features: Literal["log_mel"] = "log_mel"
     window: int = 256
     hop: int = 128
     n_fft: int = 0
@@ -241,6 +262,7 @@ class LogMel(Standardiser):
 
     kind = Kind.AUDIO
     Options = LogMelOptions
+    code = (Path(__file__), Path(mels_module.__file__))
     fourier: Tensor
     bank: Tensor
 
@@ -267,7 +289,7 @@ class LogMel(Standardiser):
                 where=where,
                 fix="raise n_fft, or take fewer mels",
             )
-        self.register_buffer("fourier", torch.from_numpy(_fourier(options.window, n_fft))[:, None])
+        self.register_buffer("fourier", torch.from_numpy(fourier_rows(options.window, n_fft))[:, None])
         floor = 10 ** (options.floor_db / 10)
         self.register_buffer("bank", torch.from_numpy(bank / floor)[:, :, None])
 
@@ -281,30 +303,26 @@ class LogMel(Standardiser):
         return torch.log(mel + 1).reshape(-1, *self.feature_shape)
 
 
-def mel_bank(mels: int, n_fft: int, rate_hz: int, low_hz: float, high_hz: float) -> NDArray[np.float32]:
-    """``(mels, n_fft / 2 + 1)`` triangular filters, equally spaced on the HTK mel scale.
+@dataclass(frozen=True)
+class RawOptions:
+    """A waveform without analysis."""
 
-    mel(f) = 2595 log10(1 + f / 700) (Young and others, The HTK Book).
-    """
-    top = high_hz or rate_hz / 2
-    edges_mel = np.linspace(_mel(low_hz), _mel(top), mels + 2)
-    edges = 700 * (10 ** (edges_mel / 2595) - 1)
-    lines = np.arange(n_fft // 2 + 1) * rate_hz / n_fft
-    rising = (lines - edges[:-2, None]) / (edges[1:-1] - edges[:-2])[:, None]
-    falling = (edges[2:, None] - lines) / (edges[2:] - edges[1:-1])[:, None]
-    return np.maximum(0, np.minimum(rising, falling)).astype(np.float32)
+    features: Literal["raw"] = "raw"
 
 
-def _mel(hz: float) -> float:
-    return 2595 * math.log10(1 + hz / 700)
+class RawWave(Standardiser):
+    """``(B, samples)`` waveform in [-1, 1] to itself, standardised: ``(B, 1, samples)``."""
 
+    kind = Kind.AUDIO
+    augmented_as = Kind.SEQUENCE
+    Options = RawOptions
 
-def _fourier(window: int, n_fft: int) -> NDArray[np.float32]:
-    """``(n_fft + 2, window)``: cosine rows, then sine rows, under a periodic Hann window of unit sum."""
-    hann = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(window) / window)
-    phase = 2 * np.pi * np.outer(np.arange(n_fft // 2 + 1), np.arange(window)) / n_fft
-    rows = np.concatenate([np.cos(phase), -np.sin(phase)]) * hann / hann.sum()
-    return rows.astype(np.float32)
+    def __init__(self, spec: ModalitySpec, options: RawOptions) -> None:
+        super().__init__(spec, (1, 1))
+        self.feature_shape = (1, *spec.shape)
+
+    def transform(self, raw: Tensor) -> Tensor:
+        return raw.reshape(-1, *self.feature_shape)
 
 
 class SequenceScale(Standardiser):
@@ -467,11 +485,17 @@ class TokenIds(Frontend):
 _BY_KIND: dict[Kind, Any] = {
     cls.kind: cls for cls in (ImageScale, LogMel, SequenceScale, VectorScale, VideoScale, TokenIds)
 }
+_FRONTENDS: tuple[Any, ...] = (*_BY_KIND.values(), RawWave)
 
 
-def frontend_options(kind: Kind) -> type:
-    """The dataclass of options that the front end of ``kind`` takes."""
-    return _BY_KIND[kind].Options
+def frontend_options(kind: Kind, said: Mapping[str, Any] | None = None) -> type:
+    """The dataclass of options that the front end of ``kind`` takes.
+
+    Args:
+        said: what is said of the front end; of sounds, ``features: raw`` asks for the waveform itself.
+    """
+    raw = kind is Kind.AUDIO and (said or {}).get("features") == "raw"
+    return RawOptions if raw else _BY_KIND[kind].Options
 
 
 def make_frontend(spec: ModalitySpec, options: object, tokenizer: AnyTokenizer | None = None) -> Frontend:
@@ -480,7 +504,8 @@ def make_frontend(spec: ModalitySpec, options: object, tokenizer: AnyTokenizer |
     Args:
         tokenizer: of a text front end that was fitted before.
     """
-    frontend: Frontend = _BY_KIND[spec.kind](spec, options)
+    fitting = [cls for cls in _FRONTENDS if cls.kind is spec.kind and cls.Options is type(options)]
+    frontend: Frontend = fitting[0](spec, options)
     if tokenizer is not None:
         frontend.use(tokenizer)
     return frontend

@@ -77,6 +77,12 @@ class Student(nn.Module):
         self.network = model.module
         self.answer = InUnits(outputs) if spec.output.scale else nn.Identity()
 
+    @property
+    def prepares(self) -> tuple[str, ...]:
+        """Dotted paths of what makes the network's numbers of recorded ones: the front end, and what ``prepares`` in
+        the network."""
+        return ("frontend", *(f"network.{path}" for path in getattr(self.network, "prepares", ())))
+
     def forward(self, raw: Tensor) -> Tensor:
         return self.answer(self.network(self.frontend(raw)))
 
@@ -116,7 +122,7 @@ def load_student(folder: Path) -> Student:
     student = Student(
         StudentSpec(
             modality=ModalitySpec(said["name"], kind, tuple(said["shape"]), said["dtype"], said["sample_rate_hz"]),
-            frontend=frontend_options(kind)(**about["frontend"]),
+            frontend=frontend_options(kind, about["frontend"])(**about["frontend"]),
             network=NetworkChoice(**about["network"]),
             output=OutputSpec.from_dict(about["output"]),
             map_size=None if about["map_size"] is None else tuple(about["map_size"]),

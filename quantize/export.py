@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -80,7 +80,7 @@ def to_onnx(student: Student, translations: Mapping[Any, Callable[..., Any]] | N
     """
     model = _export(student, translations).model_proto
     answer_nodes = tuple(_nodes_of("answer", model))
-    float_nodes = (*front_end_nodes(model), *answer_nodes)
+    float_nodes = (*front_end_nodes(model, student.prepares), *answer_nodes)
     modules = _modules(model)
     strip(model)
     onnx.checker.check_model(model, full_check=True)
@@ -117,10 +117,10 @@ def _example(student: Student) -> torch.Tensor:
     return torch.zeros(2, *frontend.graph_shape, dtype=getattr(torch, frontend.graph_dtype))
 
 
-def front_end_nodes(model: onnx.ModelProto) -> Iterator[str]:
-    """Names of the nodes that make up the front end: its own, and everything that they read from."""
+def front_end_nodes(model: onnx.ModelProto, modules: Sequence[str]) -> Iterator[str]:
+    """Names of the nodes that make up the front end: those of its ``modules``, and everything that they read from."""
     producers = {output: node for node in model.graph.node for output in node.output}
-    waiting = [node for node in model.graph.node if _is_in("frontend", node)]
+    waiting = [node for node in model.graph.node if any(_is_in(module, node) for module in modules)]
     seen: set[str] = set()
     while waiting:
         node = waiting.pop()

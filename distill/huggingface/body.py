@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -14,22 +14,75 @@ from distill.huggingface.source import Source, transformers
 from distill.tokens import TokenShape
 from mst_edge.core.errors import UserError, unknown_name
 
-_ATTENTION = "mst_edge"
+_ATTENTION, _UNKNOWN = "mst_edge", "unknown"
 # What a config says of where it comes from, and nothing of what is built.
 _ORIGIN = {"_name_or_path", "architectures", "auto_map", "transformers_version", "dtype", "torch_dtype"}
 # Layers and stretches left out at random by generators that no checkpoint of a run keeps.
 _NO_CHANCE = {"apply_spec_augment": False, "layerdrop": 0.0}
 
 
-def fitted_config(source: Source, shape: tuple[int, ...]) -> dict[str, Any]:
-    """The model's config with what its input prescribes as ``shape`` has it: vocabulary, padding, picture."""
-    said = source.config()
-    if isinstance(shape, TokenShape):
-        return {**said, "vocab_size": shape.vocabulary, "pad_token_id": shape.padding}
-    if len(shape) == 3:
-        sides = shape[1] if shape[1] == shape[2] else list(shape[1:])
-        return {**said, "num_channels": shape[0], "image_size": sides}
-    return said
+class Opened(NamedTuple):
+    """A model that was opened.
+
+    Attributes:
+        body: the library's module.
+        config: what it was built from; builds it again.
+        licence: of its weights; empty where they are fresh.
+    """
+
+    body: Any
+    config: Mapping[str, Any]
+    licence: str
+
+
+def open_body(
+    source: Source,
+    shapes: Sequence[tuple[int, ...]],
+    config: Mapping[str, Any] | None,
+    licence: str,
+    *,
+    loads: bool,
+) -> Opened:
+    """The body of a model.
+
+    Args:
+        shapes: of the features that it shall read.
+        config: what it is built from, with fresh weights that others replace; None reads its files.
+        licence: of the weights, where the user says it.
+        loads: whether it has the model's own weights.
+
+    Raises:
+        UserError: no such model, one that the library lacks, or weights that are no safetensors.
+    """
+    if config is None:
+        config = source.config() if loads else fitted_config(source.config(), shapes)
+        if loads:
+            body = loaded_body(source, settings_of(config))
+            return Opened(body, config, licence or source.licence() or _UNKNOWN)
+    return Opened(fresh_body(settings_of(config)), config, licence)
+
+
+def fitted_config(said: Mapping[str, Any], shapes: Sequence[tuple[int, ...]]) -> dict[str, Any]:
+    """A config with what its inputs prescribe as ``shapes`` have it: vocabulary, padding, picture, frames."""
+    fitted = dict(said)
+    for shape in shapes:
+        text = isinstance(shape, TokenShape)
+        part = "text_config" if text else "vision_config"
+        own = _fitted_text(shape) if isinstance(shape, TokenShape) else _fitted_picture(shape)
+        fitted = {**fitted, part: {**(said[part] or {}), **own}} if part in said else {**fitted, **own}
+    return fitted
+
+
+def _fitted_text(shape: TokenShape) -> dict[str, Any]:
+    return {"vocab_size": shape.vocabulary, "pad_token_id": shape.padding}
+
+
+def _fitted_picture(shape: tuple[int, ...]) -> dict[str, Any]:
+    if len(shape) < 3:
+        return {}
+    channels, *frames, height, width = shape
+    fitted: dict[str, Any] = {"num_channels": channels, "image_size": height if height == width else [height, width]}
+    return {**fitted, "num_frames": frames[0]} if frames else fitted
 
 
 def settings_of(config: Mapping[str, Any]) -> Any:
@@ -50,11 +103,6 @@ def settings_of(config: Mapping[str, Any]) -> Any:
         if hasattr(settings, name):
             setattr(settings, name, value)
     return settings
-
-
-def main_input(settings: Any) -> str:
-    """What the model's input is called: ``input_ids``, ``pixel_values``, ``input_values``."""
-    return str(_class_of(settings).main_input_name)
 
 
 def fresh_body(settings: Any) -> Any:
@@ -87,6 +135,11 @@ def loaded_body(source: Source, settings: Any) -> Any:
     if missing:
         raise UserError(f"the weights of {source.name} lack {len(missing)} tensors of its body: {missing[0]} and so on")
     return body.train()
+
+
+def has_towers(body: Any) -> bool:
+    """Whether a model consists of one part for texts and one for what is seen, as CLIP and X-CLIP do."""
+    return all(hasattr(body, name) for name in ("text_model", "vision_model", "text_projection", "visual_projection"))
 
 
 def _class_of(settings: Any) -> Any:

@@ -5,46 +5,58 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, get_args
 
+import torch
 from torch import Tensor, nn
 
-from distill.huggingface.body import fitted_config, fresh_body, loaded_body, main_input, settings_of
-from distill.huggingface.inputs import TEXT, reader_of
+from distill.huggingface.body import has_towers, open_body
+from distill.huggingface.inputs import (
+    PICTURE,
+    TEXT,
+    TextReader,
+    input_facts,
+    reader_of,
+    require_own_tokenizer,
+)
 from distill.huggingface.source import Source
 from distill.networks.encoders import Classifier
-from distill.networks.registry import find_layer
+from distill.networks.registry import blank_features, find_layer
 from distill.networks.transformer import ChannelsFirst
 from distill.tokens import TokenShape
 from mst_edge.core.errors import UserError, unknown_name
 
-_UNKNOWN = "unknown"
-Weights = Literal["own", "none"]
-Pooling = Literal["auto", "first", "mean"]
+Origin = Literal["own", "none"]
+Pooling = Literal["auto", "first", "mean", "own"]
 
 
 class HuggingFace(Classifier):
     """The ``AutoModel`` of a folder or of a name on the hub, and a linear head with fresh weights.
 
-    Weights come from safetensors only; code that a model brings along is never run. With the options in
-    ``rebuilt_by`` it is built again without the model's files.
+    Weights come from safetensors only; code that a model brings along is never run. Of a model of several towers the
+    one that reads such features is taken. With the options in ``rebuilt_by`` it is built again without the model's
+    files.
 
     Args:
         model: path or name, as after ``hf:``.
         config: what the model's ``config.json`` says; where given, nothing is read of ``model``.
         weights: its ``own``, or ``none``: the architecture alone, fitted to the features, with fresh weights.
-        pooling: what is classified: the ``first`` token, or the ``mean`` over tokens or positions; ``auto`` is
-            ``first`` for text and ``mean`` for the rest.
+        pooling: what is classified: the ``first`` token, the ``mean`` over tokens or positions, or what a tower's
+            ``own`` model pools and projects; ``auto`` is ``own`` for a tower with its own weights, ``first`` for
+            other texts and ``mean`` for the rest.
         dropout: before the head.
         frozen: dotted paths of layers that keep their weights.
         checkpointing: less memory in training, for a third more time (Chen and others, arXiv 1604.06174).
         licence: of the weights; by default as the model's card says.
+        processor: whether its ``own`` decides in which numbers own weights see pictures and sounds, or ``none``.
+        prepared: what the processor does to features; where given, it is not asked.
 
     Raises:
-        UserError: no such model, no transformers, weights that are no safetensors, or a tokenizer, a size or a layer
-            that does not fit the model.
+        UserError: no such model, no transformers, weights that are no safetensors, or a tokenizer, a size, a rate or
+            a layer that does not fit the model.
     """
 
     reads_tokens = None  # as the model does
     maskable = ("tokens", "pooled")
+    prepares = ("reader",)
 
     def __init__(
         self,
@@ -52,45 +64,51 @@ class HuggingFace(Classifier):
         num_outputs: int,
         model: str = "",
         config: Mapping[str, Any] | None = None,
-        weights: Weights = "own",
+        weights: Origin = "own",
         pooling: Pooling = "auto",
         dropout: float = 0.1,
         frozen: Sequence[str] = (),
         checkpointing: bool = False,
         licence: str = "",
+        processor: Origin = "own",
+        prepared: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        _require_one_of("weights", weights, get_args(Weights))
-        _require_one_of("pooling", pooling, get_args(Pooling))
-        source, from_files = Source(model), config is None
-        if config is None:
-            config = fitted_config(source, input_shape) if weights == "none" else source.config()
-            licence = licence or ("" if weights == "none" else source.licence() or _UNKNOWN)
-        settings = settings_of(config)
-        kind = main_input(settings)
+        require_one_of("weights", weights, get_args(Origin))
+        require_one_of("processor", processor, get_args(Origin))
+        require_one_of("pooling", pooling, get_args(Pooling))
+        source, loads = Source(model), config is None and weights == "own"
+        opened = open_body(source, [input_shape], config, licence, loads=loads)
+        self.trunk, self.projection, kind, tower = _part(opened.body, input_shape)
         if (kind == TEXT) != isinstance(input_shape, TokenShape):
-            raise ValueError(f"{settings.model_type} reads {kind}")
-        loads = from_files and weights == "own"
-        self.trunk = loaded_body(source, settings) if loads else fresh_body(settings)
-        self.reader = reader_of(kind, self.trunk, input_shape)
-        if loads:
-            self.reader.require_as_trained(source)
-        self._first = pooling == "first" or (pooling == "auto" and kind == TEXT)
+            raise ValueError(f"{self.trunk.config.model_type} reads {kind}")
+        self.reader = reader_of(kind, self.trunk, input_shape, causal=tower)
+        if loads and processor == "own" and prepared is None:
+            prepared = input_facts(kind, source, input_shape)
+        if prepared:
+            self.reader.follow(prepared)
+        if loads and isinstance(input_shape, TokenShape):
+            require_own_tokenizer(source, input_shape)
+        self._pooling = _resolved(pooling, tower and loads, kind)
+        if self._pooling == "own" and not tower:
+            raise UserError("the model has no pooling of its own here", where="pooling", fix="use first or mean")
+        if self._pooling != "own":
+            self.projection = nn.Identity()
         self.tokens, self.pooled = ChannelsFirst(), nn.Identity()
-        self.embedding_dim = _width(settings)
+        self.embedding_dim = self._width(input_shape)
         self.dropout = nn.Dropout(dropout)
         self.head = nn.Linear(self.embedding_dim, num_outputs)
-        for path in frozen:
-            find_layer(self, path, where="frozen").requires_grad_(False)
+        keep_weights(self, frozen)
         if checkpointing:
-            _checkpoint(self.trunk)
+            compute_again(self.trunk)
         self.rebuilt_by = {
-            "config": dict(config),
-            "pooling": pooling,
+            "config": dict(opened.config),
+            "pooling": self._pooling,
             "dropout": dropout,
             "frozen": list(frozen),
             "checkpointing": checkpointing,
-            "licence": licence,
+            "licence": opened.licence,
+            "prepared": dict(prepared or {}),
         }
 
     def embed(self, x: Tensor) -> Tensor:
@@ -98,20 +116,71 @@ class HuggingFace(Classifier):
         hidden = self.trunk(**self.reader(x), return_dict=True).last_hidden_state
         # A convolution gives (batch, channels, height, width), a transformer (batch, tokens, channels).
         tokens = hidden.flatten(2) if hidden.ndim == 4 else self.tokens(hidden)
-        pooled = tokens[:, :, 0] if self._first else self.reader.mean(tokens, x)
-        return self.dropout(self.pooled(pooled))
+        return self.dropout(self.projection(self.pooled(self._pool(tokens, x))))
+
+    def _pool(self, tokens: Tensor, x: Tensor) -> Tensor:
+        """``(batch, channels)`` of ``(batch, channels, tokens)``."""
+        if self._pooling == "mean":
+            return self.reader.mean(tokens, x)
+        if self._pooling == "own" and isinstance(self.reader, TextReader):
+            return self.reader.end(tokens, x)
+        first = tokens[:, :, 0]
+        return self.trunk.post_layernorm(first) if self._pooling == "own" else first
+
+    @torch.no_grad()
+    def _width(self, shape: tuple[int, ...]) -> int:
+        """Channels of what is pooled, which not every config says."""
+        self.eval()
+        self.dropout = nn.Dropout(0.0)
+        blank = blank_features({"x": shape}, next(self.trunk.parameters()).device)["x"]
+        width = int(self.embed(blank).shape[1])
+        self.train()
+        return width
 
 
-def _width(settings: Any) -> int:
-    return int(settings.neck_hidden_sizes[-1] if hasattr(settings, "neck_hidden_sizes") else settings.hidden_size)
+def _part(body: Any, shape: tuple[int, ...]) -> tuple[Any, nn.Module, str, bool]:
+    """Of a model what reads features of ``shape``: trunk, projection, the name of its input, whether it is a tower."""
+    if not has_towers(body):
+        return body, nn.Identity(), str(body.main_input_name), False
+    if isinstance(shape, TokenShape):
+        return body.text_model, body.text_projection, TEXT, True
+    if len(shape) != 3:
+        raise ValueError(f"{body.config.model_type} reads texts and pictures")
+    return body.vision_model, body.visual_projection, PICTURE, True
 
 
-def _checkpoint(body: Any) -> None:
+def _resolved(pooling: Pooling, own: bool, kind: str) -> Pooling:
+    if pooling != "auto":
+        return pooling
+    return "own" if own else "first" if kind == TEXT else "mean"
+
+
+def keep_weights(module: nn.Module, frozen: Sequence[str]) -> None:
+    """Stops learning in the layers at these dotted paths.
+
+    Raises:
+        UserError: there is no such layer.
+    """
+    for path in frozen:
+        find_layer(module, path, where="frozen").requires_grad_(False)
+
+
+def compute_again(body: Any) -> None:
+    """Lets a model compute again in the backward pass what it would keep in memory.
+
+    Raises:
+        UserError: it cannot.
+    """
     if not body.supports_gradient_checkpointing:
         raise UserError(f"{body.config.model_type} has no checkpointing", where="checkpointing", fix="leave it out")
     body.activation_checkpointing_enable({"use_reentrant": False})
 
 
-def _require_one_of(option: str, said: object, choices: Sequence[str]) -> None:
+def require_one_of(option: str, said: object, choices: Sequence[str]) -> None:
+    """Refuses an option's value that is not among its choices.
+
+    Raises:
+        UserError: names the closest.
+    """
     if said not in choices:
         raise unknown_name(option, said, choices, where=option)

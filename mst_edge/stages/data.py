@@ -17,13 +17,14 @@ from distill.datasets.files import FilesOptions, open_any
 from distill.datasets.spec import Dataset, Kind
 from distill.datasets.splits import SplitRule, split_dataset
 from distill.datasets.target import CLASSIFICATION, SEGMENTATION
-from distill.frontends import Frontend, TokenizerOptions, frontend_options, make_frontend
+from distill.frontends import Frontend, Standardiser, TokenizerOptions, frontend_options, make_frontend
+from distill.huggingface.processor import own_constants
 from distill.huggingface.source import source_of
 from mst_edge.core.errors import UserError, unknown_name
 from mst_edge.core.files import atomic_path
 from mst_edge.core.rows import npy_rows
 from mst_edge.core.scoring import SCORINGS
-from mst_edge.recipe import Recipe, TeacherSection, parse_options
+from mst_edge.recipe import Recipe, StudentSection, TeacherSection, parse_options
 from mst_edge.run_folder import RunFolder
 
 _AUGMENT = "augment"  # under modalities.<name>, beside the options of the front end
@@ -133,12 +134,14 @@ def prepare(recipe: Recipe, data_root: Path | None) -> Data:
     _require_fitting_goals(recipe, dataset)
     _require_fitting_hop(recipe, dataset)
     options_by_name = {
-        name: parse_options(frontend_options(spec.kind), _said(recipe, name), where=f"modalities.{name}")
+        name: parse_options(frontend_options(spec.kind, said), said, where=f"modalities.{name}")
         for name, spec in dataset.modalities.items()
+        for said in [_said(recipe, name)]
     }
     frontends = {name: make_frontend(spec, options_by_name[name]) for name, spec in dataset.modalities.items()}
     for name, front in frontends.items():
         _take_own_tokenizer(front, options_by_name[name], f"modalities.{name}.tokenizer")
+    _take_own_processor(frontends[recipe.student.modality], recipe.student)
     augmentations = {name: _augmentation(recipe, dataset, frontends, name) for name in dataset.modalities}
     return Data(dataset, splits, frontends, options_by_name, augmentations)
 
@@ -148,6 +151,14 @@ def _take_own_tokenizer(frontend: Frontend, options: Any, where: str) -> None:
     if isinstance(options, TokenizerOptions) and options.tokenizer:
         tokenizer = source_of(options.tokenizer, where).tokenizer(options.max_tokens)
         frontend.pin({"tokenizer": tokenizer.to_json()})
+
+
+def _take_own_processor(frontend: Frontend, student: StudentSection) -> None:
+    """Gives the front end of a student that starts from a model's weights the numbers of that model's processor."""
+    if isinstance(frontend, Standardiser):
+        constants = own_constants(frontend, student.network, student.options, "student.network")
+        if constants is not None:
+            frontend.pin(constants)
 
 
 def _said(recipe: Recipe, modality: str) -> dict[str, Any]:
@@ -160,8 +171,9 @@ def _augmentation(recipe: Recipe, dataset: Dataset, frontends: Mapping[str, Fron
     said = recipe.modalities.get(name, {}).get(_AUGMENT) or {}
     if not isinstance(said, dict):
         raise UserError(f"expected keys and values, received {said!r}", where=where)
-    chosen: Augmentation = parse_options(augmentation_options(dataset.modalities[name].kind), said, where=where)
     frontend = frontends[name]
+    kind = frontend.augmented_as or dataset.modalities[name].kind
+    chosen: Augmentation = parse_options(augmentation_options(kind), said, where=where)
     chosen.check(frontend.feature_shape, where, dense=dataset.task == SEGMENTATION, tiled=not frontend.moves)
     return chosen
 
