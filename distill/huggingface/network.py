@@ -80,6 +80,7 @@ class HuggingFace(Classifier):
         self.embedding_dim = _width(settings)
         self.dropout = nn.Dropout(dropout)
         self.head = nn.Linear(self.embedding_dim, num_outputs)
+        self.pretrained = ("trunk",) if loads else ()
         for path in frozen:
             find_layer(self, path, where="frozen").requires_grad_(False)
         if checkpointing:
