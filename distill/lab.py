@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from distill.frozen import Answers, Frozen, Keeper, as_logits
-from distill.networks.registry import Model, NetworkChoice, SelfTaught, build_model
+from distill.networks.registry import Model, NetworkChoice, SelfTaught, build_model, pretrained_parameters
 from distill.tasks import Task
 from distill.teachers import TeacherFile
 from distill.training.allocator import freed_memory_is_reused
@@ -29,22 +29,33 @@ _OPTIMIZERS: Mapping[str, Callable[..., Optimizer]] = {"adam": Adam, "adamw": Ad
 
 @dataclass(frozen=True)
 class OptimizerChoice:
-    """Optimiser of every network; ``schedule`` is constant, or cosine over the epochs that the network is trained."""
+    """Optimiser of every network; ``schedule`` is constant, or cosine over the epochs that the network is trained.
+
+    ``pretrained_lr`` is for layers that started with weights of files, where ``build`` is given no rate of its own; None:
+    they learn at ``lr`` like all others.
+    """
 
     name: str = "adam"
     lr: float = 1e-3
     weight_decay: float = 0.0
     schedule: str = "cosine"
+    pretrained_lr: float | None = None
 
     def build(
         self, modules: Sequence[nn.Module], lr: float | None = None, span: tuple[float, float] = (0.0, 1.0)
     ) -> ScheduledOptimizer:
         """One optimiser over the modules' learnable parameters, for the part ``span`` of its schedule."""
         parameters = [p for module in modules for p in module.parameters() if p.requires_grad]
+        own_rate = self.pretrained_lr is not None and lr is None
+        apart = {id(p) for module in modules for p in pretrained_parameters(module)} if own_rate else set()
+        groups = [
+            {"params": [p for p in parameters if id(p) not in apart]},
+            {"params": [p for p in parameters if id(p) in apart], "lr": self.pretrained_lr},
+        ]
         extra = {"momentum": 0.9} if self.name == "sgd" else {}
         # All parameters in one kernel: a step takes a third of the time, on CPU and GPU.
         optimizer = _OPTIMIZERS[self.name](
-            parameters, lr=lr or self.lr, weight_decay=self.weight_decay, fused=True, **extra
+            [group for group in groups if group["params"]], lr=lr or self.lr, weight_decay=self.weight_decay, fused=True, **extra
         )
         return ScheduledOptimizer(optimizer, SCHEDULES[self.schedule], span)
 

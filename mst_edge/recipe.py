@@ -94,10 +94,11 @@ class EpochsSection(Section):
 
 
 class OptimizerSection(Section):
-    """One optimiser for everything that learns."""
+    """One optimiser for everything that learns; ``pretrained_lr`` for layers that start with weights of files."""
 
     name: Literal["adam", "adamw", "sgd"] = "adam"
     lr: Positive = 1e-3
+    pretrained_lr: Positive | None = None
     weight_decay: float = Field(0.0, ge=0)
     schedule: Literal["constant", "cosine"] = "cosine"
 

@@ -78,7 +78,7 @@ class DigitReader:
     def __init__(self, bundle: Bundle, *, as_is: bool = False, min_confidence: float = 0.0) -> None:
         spec = bundle.manifest.input
         if spec.kind != "image" or spec.dtype != "uint8" or len(spec.sizes) != 2:
-            raise BundleError("its student does not read grey pictures", where=bundle.folder)
+            raise BundleError(f"its student reads {spec.kind}, no grey pictures", where=bundle.folder)
         bundle.load()
         self._bundle, self._as_is, self._least = bundle, as_is, min_confidence
         self._framing = Framing.of(bundle.reference_inputs())

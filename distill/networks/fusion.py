@@ -92,7 +92,11 @@ def make_encoder(
         raise UserError(f"{network} cannot be an encoder", where=where, fix="name one for one modality, with embed()")
     require_options(cls, options, f"{where}.options")
     require_readable(cls, shape)
-    encoder = cls(shape, num_outputs, **options)
+    try:
+        encoder: nn.Module = cls(shape, num_outputs, **options)
+    except UserError as error:
+        place = f"{where}.options.{error.where}" if error.where else f"{where}.network"
+        raise UserError(error.problem, where=place, fix=error.fix) from error
     # The encoder's own head is never used here: drop its weights.
     for unused in ("head", "fc", "fc2"):
         if hasattr(encoder, unused):

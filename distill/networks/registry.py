@@ -7,7 +7,7 @@ takes ``(input_shapes, num_outputs, **options)``, both by modality name, and set
 ``(batch, C, ...)``. Features are float32; those of a text are token ids in int32, and their shape is a
 ``TokenShape``, which knows the size of the vocabulary. A network that reads them sets ``reads_tokens = True``; None
 says that it refuses itself what it cannot read. One that starts from files sets ``rebuilt_by``: options that build it
-again without them.
+again without them; and ``pretrained``: dotted paths of the layers whose weights came from there.
 One that learns by more than the task's loss on its logits is ``SelfTaught``; one that streams is ``Streaming``.
 One whose ``class_vectors()``, ``(classes, d)``, lie in the space of one of its features names that in ``class_space``:
 a dotted path, or ``embed``.
@@ -22,7 +22,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
@@ -202,6 +202,13 @@ def find_layer(module: nn.Module, path: str, *, where: str) -> nn.Module:
     if path not in known:
         raise unknown_name("layer", path, known, where=where)
     return known[path]
+
+
+def pretrained_parameters(module: nn.Module) -> Iterator[nn.Parameter]:
+    """Parameters that started with weights of files: of the layers that a network names in ``pretrained``."""
+    for network in module.modules():
+        for path in getattr(network, "pretrained", ()):
+            yield from network.get_submodule(path).parameters()
 
 
 def require_options(cls: type, options: Mapping[str, Any], where: str) -> None:

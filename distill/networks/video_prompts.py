@@ -1,24 +1,27 @@
 """The teacher of VideoAdviser, as reconstructed here: class prompts that look at a video, and a number read from them.
 
 That the published teacher (arXiv 2309.15494) is CLIP-based and works on "video-enhanced prompts" is known; its
-equations are not. What follows is a reconstruction (docs/videoadviser.md), light enough for a CPU: learned vectors
-stand for CLIP's text features of the prompts, small encoders for its towers.
+equations are not. What follows is a reconstruction (docs/videoadviser.md). By default it is light enough for a CPU:
+learned vectors stand for a language model's features of the prompts, small encoders for towers.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from apps.runtime.tokenizer_json import JsonTokenizer
+from distill.huggingface.source import PREFIX, source_of
 from distill.networks.encoders import halving_stages, scaled
+from distill.networks.fusion import make_encoder
 from distill.networks.prompts import Integration, PromptGenerator
 from distill.networks.registry import NETWORKS
-from distill.networks.text import TextTransformer
 from distill.networks.transformer import heads_of
 from distill.step_distill import Distance, first_step
 from distill.tasks.base import Task
@@ -26,6 +29,7 @@ from distill.tasks.ordinal import LabelMode, require_mode
 from distill.tokens import TokenShape
 from mst_edge.core.errors import UserError
 
+_PROMPT_TOKENS = 64  # where no text that is read says how many
 _LOGIT_SCALE = math.log(1 / 0.07)  # CLIP's initial value, 2.6592
 
 
@@ -44,6 +48,10 @@ class VideoPrompts(nn.Module):
         frames: a video, or any other sequence, is averaged to at most so many tokens, each of an equal stretch.
         depth: blocks that integrate the frames.
         prompt_layers: blocks of cross-attention from prompts to frames.
+        reader: ``{network, options}`` of what reads the text, any network with ``embed``, such as an ``hf:`` model; a
+            small ``text_transformer`` where absent.
+        prompts: texts, one per class from the lowest on, for a ``reader`` of ``hf:``, whose features of them the prompts
+            then are; learned vectors where absent.
         utterance: where a text goes: to the ``head`` of the number, to the ``prompts`` (appended to each), to
             ``both``, or to ``none``.
         hidden: values of the regression head's hidden layer.
@@ -68,6 +76,8 @@ class VideoPrompts(nn.Module):
         frames: int = 8,
         depth: int = 1,
         prompt_layers: int = 2,
+        reader: Mapping[str, Any] | None = None,
+        prompts: Sequence[str] = (),
         utterance: Literal["head", "prompts", "both", "none"] = "head",
         hidden: int = 256,
         labels: LabelMode = "round",
@@ -80,6 +90,9 @@ class VideoPrompts(nn.Module):
         if utterance not in ("head", "prompts", "both", "none"):
             raise UserError(f"expected head, prompts, both or none, received {utterance!r}", where="utterance")
         text = {name: shape for name, shape in input_shapes.items() if isinstance(shape, TokenShape)}
+        count = classes or num_outputs
+        if prompts and len(prompts) != count:
+            raise UserError(f"expected {count} texts, one per class, received {len(prompts)}", where="prompts")
         seen = {name: shape for name, shape in input_shapes.items() if name not in text}
         if not seen:
             raise UserError("video_prompts reads text alone, and has nothing that prompts could look at")
@@ -92,14 +105,19 @@ class VideoPrompts(nn.Module):
         tokens = sum(stream.tokens for stream in self.streams.values())  # type: ignore[misc]
         self.integrate = Integration(tokens, dim, depth, dropout)
         self.video = nn.Identity()
-        self.prompts = nn.Parameter(torch.randn(classes or num_outputs, dim) * dim**-0.5)
+        self.classes = count
+        if not prompts:
+            self.prompts = nn.Parameter(torch.randn(count, dim) * dim**-0.5)
         self.enhance = PromptGenerator(dim, heads_of(dim), prompt_layers, dropout)
         self.logit_scale = nn.Parameter(torch.tensor(_LOGIT_SCALE))
-        if self._text:
-            self.reader = TextTransformer(text[self._text], num_outputs, width, dropout=dropout)
-            del self.reader.head
-            if utterance in ("prompts", "both"):
-                self.append = nn.Linear(self.reader.embedding_dim, dim)
+        shape = text.get(self._text) or (_shape_of_prompts(reader or {}) if prompts else None)
+        if shape is not None:
+            said = reader or {"network": "text_transformer", "options": {"width": width, "dropout": dropout}}
+            self.reader: Any = make_encoder(shape, num_outputs, said, where="reader")
+        if prompts:
+            self.texts = _Texts(prompts, _tokenizer_of(reader or {}, shape), self.reader.embedding_dim, dim)
+        if self._text and utterance in ("prompts", "both"):
+            self.append = nn.Linear(self.reader.embedding_dim, dim)
         self._in_head = bool(self._text) and utterance in ("head", "both")
         if self._regresses:
             self.fused = nn.Identity()
@@ -122,7 +140,7 @@ class VideoPrompts(nn.Module):
         tokens = torch.cat([stream(inputs[name]) for name, stream in self.streams.items()], dim=1)
         video = self.video(self.integrate(tokens))
         text = self.reader.embed(inputs[self._text]) if self._text else None
-        prompts = self.prompts[None] + torch.zeros_like(tokens[:, :1])
+        prompts = self.class_vectors()[None] + torch.zeros_like(tokens[:, :1])
         if text is not None and hasattr(self, "append"):
             prompts = prompts + self.append(text)[:, None]
         prompts = prompts + self.enhance(prompts, tokens)
@@ -137,7 +155,7 @@ class VideoPrompts(nn.Module):
 
     def class_vectors(self) -> Tensor:
         """``(K, dim)`` prompts before they looked at a video, in the space of ``video``."""
-        return self.prompts
+        return self.texts(self.reader) if hasattr(self, "texts") else self.prompts
 
     def require_task(self, task: Task) -> None:
         """Refuses data whose ordinal scale does not have as many classes as there are prompts."""
@@ -148,10 +166,10 @@ class VideoPrompts(nn.Module):
                 fix="give their centres in dataset.yaml, for example ordinal: [-3, -2, -1, 0, 1, 2, 3]",
             )
         wanted = len(centres)
-        if wanted != len(self.prompts) * self._regresses:
+        if wanted != self.classes * self._regresses:
             raise UserError(
                 f"expected {wanted}, the number of ordinal classes in the data, received "
-                f"{len(self.prompts) * self._regresses}",
+                f"{self.classes * self._regresses}",
                 where="classes",
             )
         if centres:
@@ -170,6 +188,48 @@ class VideoPrompts(nn.Module):
         number_weight, step_weight = self._weights
         total = losses["classes"] + number_weight * losses["number"] + step_weight * losses["step"]
         return number, {"loss": total, **losses}
+
+
+class _Texts(nn.Module):
+    """Prompts as a reader understands their words: ``(classes, dim)``."""
+
+    ids: Tensor
+
+    def __init__(self, texts: Sequence[str], tokenizer: JsonTokenizer, features: int, dim: int) -> None:
+        super().__init__()
+        encoded = [tokenizer.encode(text) for text in texts]
+        for text, (_, cut) in zip(texts, encoded, strict=True):
+            if cut:
+                raise UserError(
+                    f"{text!r} has more than {tokenizer.max_tokens} tokens", where="prompts", fix="raise max_tokens"
+                )
+        self.register_buffer("ids", torch.from_numpy(np.stack([ids for ids, _ in encoded])), persistent=False)
+        self.project = nn.Linear(features, dim)
+
+    def forward(self, reader: Any) -> Tensor:
+        return self.project(reader.embed(self.ids))
+
+
+def _shape_of_prompts(reader: Mapping[str, Any]) -> TokenShape:
+    """Where no text is read beside them."""
+    tokenizer = _tokenizer_of(reader, None)
+    return TokenShape(tokenizer.max_tokens, tokenizer.vocabulary, tokenizer.padding, tokenizer.identity)
+
+
+def _tokenizer_of(reader: Mapping[str, Any], shape: TokenShape | None) -> JsonTokenizer:
+    """The tokenizer of a model of Hugging Face.
+
+    Raises:
+        UserError: ``reader`` is none, and nothing can tell what words mean to it.
+    """
+    network = str(reader.get("network", ""))
+    if not network.startswith(PREFIX):
+        raise UserError(
+            "only a language model tells what words mean before it is trained",
+            where="prompts",
+            fix="name one as reader, for example {network: hf:path-or-name}, or leave prompts out",
+        )
+    return source_of(network, "reader.network").tokenizer(_PROMPT_TOKENS if shape is None else shape[0])
 
 
 class _Stream(nn.Module):

@@ -22,6 +22,7 @@ from apps.runtime.terminal import printable
 from apps.runtime.tokenizer import Tokenizer, read_tokenizer
 from apps.triage import EMPTY, TOO_LONG, UNSURE, main
 from distill.datasets.raw import crisismmd
+from mst_edge.cli.apps import run_app
 from tests.apps.bundles import bayes, mood_bundle, sound_bundle, text_bundle
 from tests.conftest import ROOT
 from tests.texts import make_texts
@@ -337,3 +338,10 @@ def test_numbers_without_classes_cannot_be_sorted_and_none_has_a_confidence(tmp_
     ):
         with pytest.raises(BundleError, match=says):
             main([bundle, "--text", "great", option, value])
+
+
+@pytest.mark.parametrize("app", ["activity", "digits-camera", "emotion", "spoken-digits"])
+def test_apps_for_other_inputs_refuse_a_student_of_text(app, reader, tmp_path):
+    (tmp_path / "x.txt").write_text("fire")
+    with pytest.raises(BundleError, match="its student reads text, no"):
+        run_app(app, [str(reader), str(tmp_path / "x.txt")])
