@@ -68,7 +68,8 @@ class Mixer:
     def _parts(self, batch: Batch) -> Mapping[str, Tensor]:
         if self._kept is None:
             return {name: batch.inputs[name] for name in self._teacher.reads}
-        return dict(zip(self._teacher.reads, self._kept(batch), strict=True))
+        # Scores are compared by small differences: parts that were computed in bfloat16 are joined in float32.
+        return {name: part.float() for name, part in zip(self._teacher.reads, self._kept(batch), strict=True)}
 
     def _join(self, parts: Mapping[str, Tensor]) -> Tensor:
         module: Any = self._teacher.module

@@ -80,7 +80,7 @@ class DynamicContrastive(TwoBranches):
         mixer = Mixer(lab, lab.trained_teacher(self.teacher))
 
         def losses(z: Tensor, other: Tensor, batch: Batch, epoch: int) -> dict[str, Tensor]:
-            ours, theirs = self.embed(batch.gather(z)), self.embed(batch.gather(other))
+            ours, theirs = (self.embed(batch.gather(logits)).float() for logits in (z, other))
             target = batch.gather(batch.target)
             gamma = epoch / max(1, lab.epochs.student - 1)
             with torch.autocast(z.device.type, enabled=False):

@@ -138,6 +138,7 @@ EXAMPLES = {
     "crisismmd_mlp": (12,),
     "lenet5": IMAGE,
     "clip_cnn": (3, 8, 16, 16),
+    "stream_cnn": (3, 8, 16, 16),
     "ravdess_visual": (3, 8, 16, 16),
     "vggsound_visual": (4, 8, 8, 8),
     "ravdess_audio": (3, 40),

@@ -13,7 +13,7 @@ from distill.datasets.builder import build_dataset
 from distill.datasets.library.vggsound import VggSoundOptions
 from distill.datasets.raw import vggsound
 from distill.datasets.splits import SplitRule, split_dataset
-from distill.frontends import NoOptions, make_frontend
+from distill.frontends import frontend_options, make_frontend
 from mst_edge.core.errors import UserError
 from tests.conftest import mst_edge
 
@@ -68,7 +68,7 @@ def test_features_meet_their_annotation_and_classes_are_numbered_by_first_appear
 def test_networks_read_the_benchmarks_shapes(raw):
     dataset = build_dataset("vggsound", VggSoundOptions(precision="float16"), SplitRule(), raw)
     assert dataset.arrays["visual"].dtype == np.float16
-    fronts = {name: make_frontend(spec, NoOptions()) for name, spec in dataset.modalities.items()}
+    fronts = {name: make_frontend(spec, frontend_options(spec.kind)()) for name, spec in dataset.modalities.items()}
     assert {name: front.feature_shape for name, front in fronts.items()} == {
         "visual": (512, 10, 7, 7),
         "audio": (10, 128),

@@ -19,6 +19,8 @@ from tests.distill.methods.helpers import cross_entropy, make_method, require_it
 from tests.distill.test_training import make_lab, store  # noqa: F401
 
 FROM_TEACHERS = [name for name in METHODS.names() if issubclass(METHODS.get(name), FromTeachers)]
+# These want networks with tokens or stages, which those of the lab here lack; they have files of their own.
+OTHER_NETWORKS = ("transkd", "vidlankd")
 FROM_ONE_TEACHER = [name for name in FROM_TEACHERS if issubclass(METHODS.get(name), SingleTeacher)]
 
 
@@ -53,13 +55,14 @@ def test_a_recipes_lists_become_options():
     assert method_options("fitnets", "", {"student_layers": ["blocks"]}).student_layers == ["blocks"]
 
 
-@pytest.mark.parametrize("name", FROM_ONE_TEACHER)
+@pytest.mark.parametrize("name", [name for name in FROM_ONE_TEACHER if name not in OTHER_NETWORKS])
 def test_the_plan_counts_every_epoch_of_the_student_once_and_the_chosen_teacher(store, tmp_path, name):  # noqa: F811
     lab = make_lab(store, tmp_path)
     work = make_method(name, lab).workload()
     assert sum(phase.epochs for phase in work if "student" in phase.trained) == lab.epochs.student
     assert not any(phase.phase.startswith("lone_") for phase in work)
-    assert make_method(name, lab, teacher="facts").workload()[0].phase == "lone_facts"
+    if name != "dcd":  # asks its teacher about pairs of modalities
+        assert make_method(name, lab, teacher="facts").workload()[0].phase == "lone_facts"
 
 
 @pytest.mark.parametrize("name", FROM_TEACHERS)
@@ -86,7 +89,7 @@ def test_a_cross_modal_teacher_is_trained_on_its_own_modality_and_listened_to(st
     assert [name for name in lab.histories if name.startswith("lone_")] == ["lone_facts", "lone_student"]
 
 
-@pytest.mark.parametrize("name", FROM_TEACHERS)
+@pytest.mark.parametrize("name", [name for name in FROM_TEACHERS if name not in OTHER_NETWORKS])
 def test_bf16_autocast_changes_the_losses_little(store, tmp_path, name):  # noqa: F811
     losses = []
     for bf16 in (False, True):
