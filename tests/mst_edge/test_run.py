@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
 import signal
 import subprocess
@@ -19,9 +18,7 @@ import yaml
 from apps.runtime import Bundle
 from distill.methods.base import Method
 from distill.training.checkpoint import load_tensors
-from mst_edge.core.files import read_json, write_json
-from mst_edge.report.page import write_report
-from mst_edge.run_folder import RunFolder
+from mst_edge.core.files import read_json
 from tests.conftest import ROOT, mst_edge, write_arrays, write_small_recipe
 
 
@@ -78,23 +75,6 @@ def test_the_router_is_reported_per_teacher(finished_run):
     assert [row["name"] for row in teachers][:2] == ["multimodal:fused", "multimodal:hidden"]
     for epoch in zip(*(row["use"] for row in teachers), strict=True):
         assert sum(epoch) == pytest.approx(1, abs=1e-5)
-
-
-def test_the_report_shows_how_loyal_a_student_is_to_each_teacher_and_to_their_mean(finished_run, tmp_path):
-    result, run = _result(finished_run), RunFolder(tmp_path)
-    rows = [("multimodal", 0.25, 0.9, 0.8125, 0.75), ("mean of the teachers", 1.0, 0.91, 0.84, 0.777)]
-    keys = ("name", "weight", "accuracy", "label", "probability")
-    result["distill"]["insights"]["multi_teacher"] = {"loyalty": [dict(zip(keys, row, strict=True)) for row in rows]}
-    write_json(run.result_file, result)
-    write_json(run.distill / "histories.json", read_json(finished_run / "distill" / "histories.json"))
-    page = write_report(run).read_text(encoding="utf-8")
-    shown = re.search(r"How loyal the multi_teacher student is to its teachers.*?</table>", page, re.DOTALL)
-    assert shown
-    cells = [re.findall(r"<td[^>]*>(.*?)</td>", row) for row in shown[0].split("<tr>")[2:]]
-    assert cells == [
-        ["multimodal", "0.25", "90.0%", "81.2%", "75.0%"],
-        ["mean of the teachers", "", "91.0%", "84.0%", "77.7%"],
-    ]
 
 
 def test_every_layer_is_in_the_sensitivity_report(finished_run):
