@@ -258,7 +258,7 @@ class NrmseScoring(Scoring):
 
     def loyalty(self, said: Predictions, reference: Predictions, ranges: NDArray[np.float64]) -> dict[str, float]:
         """``regression``: 1 minus the mean difference in units of the labels' range, mean over the numbers. A
-        reconstruction: the source names a loyalty of numbers without its formula."""
+        reconstruction: the formula of the paper that introduced one (arXiv 2112.12650) was not at hand."""
         apart = np.abs(said.answers.astype(np.float64) - reference.answers).mean(axis=0)
         return {"regression": float(1 - (apart / ranges).mean())}
 

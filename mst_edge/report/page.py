@@ -46,6 +46,7 @@ def write_report(run: RunFolder) -> Path:
         teachers=result["distill"]["teachers"],
         certainty=result["distill"]["certainty"],
         routing=_routing(result),
+        loyalties=_loyalties(result),
         sensitivity=_sensitivity(result),
         mixed=_mixed(result),
         numerics=_numerics(run),
@@ -172,6 +173,23 @@ def _routing(result: Mapping[str, Any]) -> dict[str, Any] | None:
         for style, row in enumerate(teachers)
     ]
     return {"chart": chart, "teachers": rows}
+
+
+_KINDS = ("label", "probability", "regression")
+
+
+def _loyalties(result: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """How closely students follow the teachers of their mean, per method that has such."""
+    metric = result["distill"]["scoring"]["metric"]
+    found = {name: said["loyalty"] for name, said in result["distill"]["insights"].items() if "loyalty" in said}
+    return [
+        {
+            "method": name,
+            "kinds": [kind for kind in _KINDS if kind in rows[0]],
+            "rows": [{**row, "judged": row[metric]} for row in rows],
+        }
+        for name, rows in found.items()
+    ]
 
 
 def _sensitivity(result: Mapping[str, Any]) -> dict[str, Any] | None:

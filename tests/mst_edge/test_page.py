@@ -1,10 +1,14 @@
-"""What the report's first lines say of a measurement that does not count."""
+"""What the report says, where that takes more than a run to see."""
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
-from mst_edge.report.page import _headline
+from mst_edge.core.files import read_json, write_json
+from mst_edge.report.page import _headline, write_report
+from mst_edge.run_folder import RunFolder
 
 
 @pytest.mark.parametrize(
@@ -33,3 +37,20 @@ def test_the_tile_of_latency_says_where_it_is_invalid(conditions, note):
     target = {"target": "cpu", "on_host": True, "builds": [row], "chosen": "a", "scoring": scoring}
     (tile,) = (tile for tile in _headline({"targets": [target]}) if tile["name"].startswith("latency"))
     assert tile["note"] == note
+
+
+def test_the_report_shows_how_loyal_a_student_is_to_each_teacher_and_to_their_mean(finished_run, tmp_path):
+    result, run = read_json(finished_run / "result.json"), RunFolder(tmp_path)
+    rows = [("multimodal", 0.25, 0.9, 0.8125, 0.75), ("mean of the teachers", 1.0, 0.91, 0.84, 0.777)]
+    keys = ("name", "weight", "accuracy", "label", "probability")
+    result["distill"]["insights"]["multi_teacher"] = {"loyalty": [dict(zip(keys, row, strict=True)) for row in rows]}
+    write_json(run.result_file, result)
+    write_json(run.distill / "histories.json", read_json(finished_run / "distill" / "histories.json"))
+    page = write_report(run).read_text(encoding="utf-8")
+    shown = re.search(r"How loyal the multi_teacher student is to its teachers.*?</table>", page, re.DOTALL)
+    assert shown
+    cells = [re.findall(r"<td[^>]*>(.*?)</td>", row) for row in shown[0].split("<tr>")[2:]]
+    assert cells == [
+        ["multimodal", "0.25", "90.0%", "81.2%", "75.0%"],
+        ["mean of the teachers", "", "91.0%", "84.0%", "77.7%"],
+    ]
