@@ -3,9 +3,9 @@
     python -m benchmarks.video [--seeds 0,1,2] [--methods lone,kd] --out FOLDER [--set KEY=VALUE]
 
 ``moving_digits``; a seed is a new split and a new initialisation. Every student is trained alone, or by the methods
-named from a multimodal teacher of the same input, for the same epochs. Latency is that of the exported fp32 graph with its input
-strategy in it, one clip at a time on one thread of ONNX Runtime: the median of rounds in which all take turns, as a
-multiple of the first row's. Of the streaming student also what its model of one frame takes.
+named from a multimodal teacher of the same input, for the same epochs. Latency is that of the exported fp32 graph with
+its input strategy in it, one clip at a time on one thread of ONNX Runtime: the median of rounds in which all take
+turns, as a multiple of the first row's. Of the streaming student also what its model of one frame takes.
 """
 
 from __future__ import annotations
