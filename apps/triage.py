@@ -234,7 +234,9 @@ def judge_of(manifest: Manifest, chosen: argparse.Namespace) -> Judge:
         return Classes(manifest.labels, chosen.min_confidence, chosen.threshold)
     for option, given in (("--min-confidence", chosen.min_confidence), ("--threshold", chosen.threshold)):
         if given:
-            raise BundleError("its student answers with numbers, and has no confidence", where=option, fix="leave it out")
+            raise BundleError(
+                "its student answers with numbers, and has no confidence", where=option, fix="leave it out"
+            )
     return Scale(manifest)
 
 

@@ -59,7 +59,8 @@ class Seed:
         """A run's result, with what its builds say anew of the test split, sample by sample."""
         rows = {row["id"]: row for row in result["targets"][0]["builds"]}
         inputs, truth, torch = (
-            np.load(folder.evaluation / f"{name}.npy", allow_pickle=False) for name in ("inputs", "target", LOGITS.removesuffix(".npy"))
+            np.load(folder.evaluation / f"{name}.npy", allow_pickle=False)
+            for name in ("inputs", "target", LOGITS.removesuffix(".npy"))
         )
         answers = {"": torch}
         for name in rows:
@@ -130,9 +131,7 @@ def _ratio(seeds: Sequence[Seed], name: str) -> str:
     """How many times as long as ONNX Runtime's fp32 build: geometric mean over seeds of estimate and both ends."""
     found = []
     for seed in seeds:
-        ours, theirs = (
-            Latency(**seed.builds[build]["measurement"]["latency"]) for build in (name, "onnxruntime-fp32")
-        )
+        ours, theirs = (Latency(**seed.builds[build]["measurement"]["latency"]) for build in (name, "onnxruntime-fp32"))
         faster = speedup(ours, theirs, 50)
         found.append([1 / faster.estimate, 1 / faster.high, 1 / faster.low])
     estimate, low, high = np.exp(np.log(found).mean(axis=0))
@@ -145,7 +144,9 @@ def _gate(seeds: Sequence[Seed], name: str) -> str:
     missed = sorted({check["goal"] for verdict in verdicts for check in verdict["checks"] if not check["passed"]})
     chosen = sum(verdict["chosen"] for verdict in verdicts)
     passed = f"{sum(verdict['passed'] for verdict in verdicts)} of {len(seeds)}"
-    return passed + (f", **chosen on {chosen}**" if chosen else "") + (f"; misses {', '.join(missed)}" if missed else "")
+    return (
+        passed + (f", **chosen on {chosen}**" if chosen else "") + (f"; misses {', '.join(missed)}" if missed else "")
+    )
 
 
 def _spread(values: Sequence[float]) -> str:

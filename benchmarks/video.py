@@ -1,11 +1,11 @@
 """How a student sees clips: accuracy and latency of the input strategies, and of the streaming student.
 
-    python -m benchmarks.video [--seeds 0,1,2] --out FOLDER [--set KEY=VALUE]
+    python -m benchmarks.video [--seeds 0,1,2] [--methods lone,kd] --out FOLDER [--set KEY=VALUE]
 
-``moving_digits``; a seed is a new split and a new initialisation. Every student is trained alone and by ``kd`` from a
-multimodal teacher of the same input, for the same epochs. Latency is that of the exported fp32 graph with its input
-strategy in it, one clip at a time on one thread of ONNX Runtime: the median of rounds in which all take turns, as a
-multiple of the first row's. Of the streaming student also what its model of one frame takes.
+``moving_digits``; a seed is a new split and a new initialisation. Every student is trained alone, or by the methods
+named from a multimodal teacher of the same input, for the same epochs. Latency is that of the exported fp32 graph with
+its input strategy in it, one clip at a time on one thread of ONNX Runtime: the median of rounds in which all take
+turns, as a multiple of the first row's. Of the streaming student also what its model of one frame takes.
 """
 
 from __future__ import annotations
@@ -30,7 +30,6 @@ from quantize.export import export_student
 from quantize.step import export_step, is_streaming
 from quantize.variant import STEP_MODEL
 
-METHODS = ("lone", "kd")
 # Name of a row: its input, options of that, and the network that reads it.
 ROWS = {
     "frames, clip_cnn": ("frames", "{}", "clip_cnn"),
@@ -48,16 +47,19 @@ def main() -> None:
     """Trains, measures and prints a table in Markdown."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", default="0,1,2")
+    parser.add_argument("--methods", default="lone")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="of the recipe")
     parser.add_argument("--out", type=Path, required=True, help="keeps the runs; what is there is not trained again")
     said = parser.parse_args()
     seeds = [int(seed) for seed in said.seeds.split(",")]
+    methods = said.methods.split(",")
     accuracies = {}
     for row in ROWS:
-        found = [_accuracies(_recipe(row, seed, said.set), said.out / _slug(row) / str(seed)) for seed in seeds]
+        recipes = {seed: _recipe(row, seed, said.set) for seed in seeds}
+        found = [_accuracies(recipes[seed], methods, said.out / _slug(row) / str(seed)) for seed in seeds]
         accuracies[row] = np.array(found) * 100
         print(f"{row}: {accuracies[row].tolist()}", flush=True)
-    print(table(accuracies, latencies(said.out, seeds[0])))
+    print(table(methods, accuracies, latencies(said.out, seeds[0])))
 
 
 def _slug(row: str) -> str:
@@ -71,7 +73,7 @@ def _recipe(row: str, seed: int, settings: Sequence[str]) -> Recipe:
     return load_recipe(find_recipe("moving_digits"), [*own, *seeded, *settings])
 
 
-def _accuracies(recipe: Recipe, folder: Path) -> list[float]:
+def _accuracies(recipe: Recipe, methods: Sequence[str], folder: Path) -> list[float]:
     """Test accuracy by method, kept in ``folder`` with the exported student of the last one."""
     if (folder / "accuracy.json").is_file():
         kept: list[float] = read_json(folder / "accuracy.json")
@@ -81,7 +83,7 @@ def _accuracies(recipe: Recipe, folder: Path) -> list[float]:
     test = data.splits["test"]
     raw, target = data.dataset.read("clip", test), data.dataset.target[test]
     found = []
-    for name in METHODS:
+    for name in methods:
         student = deployable(make_method(recipe, lab, name).train(), data, lab, {})
         logits = np.concatenate(list(student_outputs(student, raw)))
         found.append(float((logits.argmax(axis=1) == target).mean()))
@@ -120,12 +122,15 @@ def _noise(session: onnxruntime.InferenceSession) -> dict[str, NDArray[np.generi
     return made
 
 
-def table(accuracies: dict[str, NDArray[np.float64]], took: dict[str, NDArray[np.float64]]) -> str:
+def table(
+    methods: Sequence[str], accuracies: dict[str, NDArray[np.float64]], took: dict[str, NDArray[np.float64]]
+) -> str:
     """Means over seeds with standard deviations, and latencies as multiples of the first row's median."""
     unit = float(np.median(next(iter(took.values()))))
-    lines = ["| input, network | lone % | kd % | latency |", "|---|---:|---:|---:|"]
+    lines = [f"| input, network | {' | '.join(f'{name} %' for name in methods)} | latency |"]
+    lines.append(f"|---|{'---:|' * (len(methods) + 1)}")
     for row, values in took.items():
-        cells = ["", ""]
+        cells = [""] * len(methods)
         if row in accuracies:
             found = accuracies[row]
             cells = [f"{mean:.1f} ± {std:.1f}" for mean, std in zip(found.mean(0), found.std(0, ddof=1), strict=True)]

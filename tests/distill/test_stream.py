@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from hypothesis import given, settings
@@ -109,6 +110,7 @@ def test_the_exported_step_says_in_onnx_runtime_what_the_clip_says(options, task
 
 
 def test_a_step_that_says_something_else_is_no_step(tmp_path, monkeypatch):
+    monkeypatch.setattr(step, "_to_onnx", lambda *_: onnx.ModelProto())
     monkeypatch.setattr(step, "run_stream", lambda *_: np.zeros((2, 3), np.float32))
     with pytest.raises(RuntimeError, match="streamed, clips are answered differently"):
         export_step(student_of(VideoOptions()), tmp_path / "s", CLIPS[:2])

@@ -28,6 +28,7 @@ STUDENTS = [
     (TINY_PHOTO, "segnet", {"width": 0.05}),
     (TINY_PHOTO, "small_unet", {"width": 0.5}),
     (CLIP, "clip_cnn", {}),
+    (CLIP, "stream_cnn", {}),
     (CLIP, "ravdess_visual", {}),
     (IMAGE, "class_matrix", {"encoder": {"network": "small_cnn", "options": {"width": 0.5}}, "dim": 24}),
 ]
