@@ -30,3 +30,7 @@ class NumberShape(tuple[int, ...]):
         made = super().__new__(cls, shape)
         made.scale, made.shift, made.full, made.rate_hz = tuple(scale), tuple(shift), full, rate_hz
         return made
+
+    def __getnewargs__(self) -> tuple[object, ...]:
+        """What a copy is made from."""
+        return (tuple(self), self.scale, self.shift, self.full, self.rate_hz)

@@ -30,6 +30,10 @@ class TokenShape(tuple[int, ...]):
         shape.vocabulary, shape.padding, shape.identity = vocabulary, padding, identity
         return shape
 
+    def __getnewargs__(self) -> tuple[object, ...]:
+        """What a copy is made from."""
+        return (self[0], self.vocabulary, self.padding, self.identity)
+
 
 def learn_merges(texts: Iterable[str], vocabulary: int, *, lower_case: bool) -> tuple[Pair, ...]:
     """Byte-pair merges, the most frequent pair first (Sennrich and others, ACL 2016, algorithm 1).

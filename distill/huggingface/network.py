@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
+from distill.huggingface.adapters import adapt, lora_options, merge, parse_lora
 from distill.huggingface.body import has_towers, open_body
 from distill.huggingface.inputs import (
     PICTURE,
@@ -48,6 +50,8 @@ class HuggingFace(Classifier):
         licence: of the weights; by default as the model's card says.
         processor: whether its ``own`` decides in which numbers own weights see pictures and sounds, or ``none``.
         prepared: what the processor does to features; where given, it is not asked.
+        lora: adapters that learn in place of the model's weights: ``rank``, ``alpha``, ``dropout``, ``layers``.
+        weights_sha256: of the weights that the adapters were trained beside.
 
     Raises:
         UserError: no such model, no transformers, weights that are no safetensors, or a tokenizer, a size, a rate or
@@ -72,12 +76,15 @@ class HuggingFace(Classifier):
         licence: str = "",
         processor: Origin = "own",
         prepared: Mapping[str, Any] | None = None,
+        lora: Mapping[str, Any] | None = None,
+        weights_sha256: str = "",
     ) -> None:
         super().__init__()
         require_one_of("weights", weights, get_args(Origin))
         require_one_of("processor", processor, get_args(Origin))
         require_one_of("pooling", pooling, get_args(Pooling))
         source, loads = Source(model), config is None and weights == "own"
+        adapters = None if lora is None else parse_lora(lora, source, weights_sha256, loads=loads)
         opened = open_body(source, [input_shape], config, licence, loads=loads)
         self.trunk, self.projection, kind, tower = _part(opened.body, input_shape)
         if (kind == TEXT) != isinstance(input_shape, TokenShape):
@@ -100,10 +107,13 @@ class HuggingFace(Classifier):
         self.head = nn.Linear(self.embedding_dim, num_outputs)
         self.pretrained = ("trunk",) if loads else ()
         keep_weights(self, frozen)
+        if adapters is not None:
+            adapt(self, adapters)
         if checkpointing:
             compute_again(self.trunk)
+        self._config = {"config": dict(opened.config)}
         self.rebuilt_by = {
-            "config": dict(opened.config),
+            **(self._config if adapters is None else lora_options(adapters, source)),
             "pooling": self._pooling,
             "dropout": dropout,
             "frozen": list(frozen),
@@ -118,6 +128,19 @@ class HuggingFace(Classifier):
         # A convolution gives (batch, channels, height, width), a transformer (batch, tokens, channels).
         tokens = hidden.flatten(2) if hidden.ndim == 4 else self.tokens(hidden)
         return self.dropout(self.projection(self.pooled(self._pool(tokens, x))))
+
+    def deployed(self) -> HuggingFace:
+        """The same network with plain weights: what adapters learned is added to those beside them."""
+        if "lora" not in self.rebuilt_by:
+            return self
+        merged = copy.deepcopy(self)
+        merge(merged)
+        beside = ("model", "lora", "weights_sha256")
+        merged.rebuilt_by = {
+            **self._config,
+            **{key: said for key, said in self.rebuilt_by.items() if key not in beside},
+        }
+        return merged
 
     def _pool(self, tokens: Tensor, x: Tensor) -> Tensor:
         """``(batch, channels)`` of ``(batch, channels, tokens)``."""

@@ -14,9 +14,10 @@ from typing import Any
 from apps.runtime.tokenizer_json import JsonTokenizer
 from mst_edge.core.errors import UserError
 from mst_edge.core.extras import import_extra
+from mst_edge.core.files import sha256_file, sha256_json
 
 PREFIX = "hf:"
-CONFIG, TOKENIZER, CARD = "config.json", "tokenizer.json", "README.md"
+CONFIG, TOKENIZER, CARD, WEIGHTS = "config.json", "tokenizer.json", "README.md", "model.safetensors"
 _LICENCE = re.compile(r"\A---\n.*?^license:\s*(\S+)\s*$.*?^---", re.DOTALL | re.MULTILINE)
 
 
@@ -97,6 +98,20 @@ class Source:
                 f"{self.name} has no {CONFIG}", where=self.where, fix="name a folder as save_pretrained writes it"
             )
         return said
+
+    def weights_sha256(self) -> str:
+        """Hash over the files of its weights, one or several.
+
+        Raises:
+            UserError: it has none as safetensors.
+        """
+        index = self.json(f"{WEIGHTS}.index.json")
+        names = sorted(set(index["weight_map"].values())) if index else [WEIGHTS]
+        files = [self.file(name) for name in names]
+        found = [sha256_file(file) for file in files if file is not None]
+        if len(found) < len(names):
+            raise UserError(f"{self.name} has no {WEIGHTS}", where=self.where, fix="write it with save_pretrained")
+        return found[0] if len(found) == 1 else sha256_json(found)
 
     def licence(self) -> str:
         """What the model's card says of its licence; empty where it says nothing."""

@@ -7,7 +7,8 @@ takes ``(input_shapes, num_outputs, **options)``, both by modality name, and set
 ``(batch, C, ...)``. Features are float32; those of a text are token ids in int32, and their shape is a
 ``TokenShape``, which knows the size of the vocabulary. A network that reads them sets ``reads_tokens = True``; None
 says that it refuses itself what it cannot read. One that starts from files sets ``rebuilt_by``: options that build it
-again without them; and ``pretrained``: dotted paths of the layers whose weights came from there.
+again without them; and ``pretrained``: dotted paths of the layers whose weights came from there. One that is deployed
+in another form than it learns in is ``Deployable``.
 One that learns by more than the task's loss on its logits is ``SelfTaught``; one that streams is ``Streaming``.
 One whose ``class_vectors()``, ``(classes, d)``, lie in the space of one of its features names that in ``class_space``:
 a dotted path, or ``embed``.
@@ -23,7 +24,7 @@ import contextlib
 import inspect
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -77,6 +78,16 @@ class Streaming(Protocol):
         """
 
 
+@runtime_checkable
+class Deployable(Protocol):
+    """A network that learns in another form than it is deployed in."""
+
+    rebuilt_by: Mapping[str, Any]
+
+    def deployed(self) -> nn.Module:
+        """The network as it is deployed; its ``rebuilt_by`` builds it again."""
+
+
 @dataclass(frozen=True)
 class NetworkChoice:
     """A network's name (or ``auto``, or ``pkg.mod:Class``) and its options, as a recipe gives them."""
@@ -108,6 +119,13 @@ class Model:
         if self.multimodal:
             return {name: inputs[name] for name in self.reads}
         return inputs[self.reads[0]]
+
+    def deployed(self) -> Model:
+        """The model without what only training needs."""
+        if not isinstance(self.module, Deployable):
+            return self
+        module: Any = self.module.deployed()
+        return replace(self, module=module, options=module.rebuilt_by)
 
     @property
     def maskable(self) -> tuple[str, ...]:

@@ -21,6 +21,7 @@ EXTRA_OF: Mapping[str, str] = {
     "timm": "networks",
     "transformers": "hf",
     "huggingface_hub": "hf",
+    "peft": "peft",
     "onnx": "quantize",
     "onnxscript": "quantize",
     "nncf": "quantize",
@@ -38,7 +39,7 @@ _DISTRIBUTION_OF: Mapping[str, str] = {
 }
 # These import torchvision, and that fails beside another build of torch than its own (the public index's CUDA wheel
 # beside a CPU torch) over what it registers in this module, for detection operators that are not used here.
-_NOT_NEEDED: Mapping[str, str] = dict.fromkeys(("timm", "transformers"), "torchvision._meta_registrations")
+_NOT_NEEDED: Mapping[str, str] = dict.fromkeys(("timm", "transformers", "peft"), "torchvision._meta_registrations")
 
 
 def require_modules(*names: str) -> None:

@@ -285,7 +285,7 @@ def _save(recipe: Recipe, data: Data, run: RunFolder, lab: Lab, model: Model, re
 
 def deployable(model: Model, data: Data, lab: Lab, facts: dict[str, Any]) -> Student:
     """A student of the lab with its front end before it and its units behind it, in eval mode, on the CPU."""
-    modality = lab.student_modality
+    modality, model = lab.student_modality, model.deployed()
     spec = StudentSpec(
         modality=data.dataset.modalities[modality],
         frontend=data.frontend_options[modality],
