@@ -234,14 +234,16 @@ def judge_of(manifest: Manifest, chosen: argparse.Namespace) -> Judge:
         return Classes(manifest.labels, chosen.min_confidence, chosen.threshold)
     for option, given in (("--min-confidence", chosen.min_confidence), ("--threshold", chosen.threshold)):
         if given:
-            raise BundleError("its student answers with numbers, and has no confidence", where=option, fix="leave it out")
+            raise BundleError(
+                "its student answers with numbers, and has no confidence", where=option, fix="leave it out"
+            )
     return Scale(manifest)
 
 
 def judge_all(
     bundle: Bundle, tokenizer: AnyTokenizer, judge: Judge, batch: Sequence[tuple[str, Line]]
 ) -> Iterator[Judged]:
-    """What is said of each text of a batch. Nothing to read (padding alone) is ``UNSURE``, whatever the student says."""
+    """What is said of each text of a batch. Nothing to read (padding alone) is ``UNSURE``, whatever is said."""
     encoded = [tokenizer.encode(line.text) for _, line in batch]
     outputs = bundle.outputs(np.stack([ids for ids, _ in encoded]))
     for (source, line), (ids, cut), output in zip(batch, encoded, outputs, strict=True):

@@ -1,4 +1,4 @@
-"""A text student in every scheme, over seeds: what rounding costs it, and what it gains. Prints tables of docs/results.md.
+"""A text student in every scheme, over seeds: what rounding costs and gains. Prints tables of docs/results.md.
 
     python -m benchmarks.text --data-root DIR --out FOLDER [--seeds 0,1,2] [--set KEY=VALUE]
 
@@ -59,7 +59,8 @@ class Seed:
         """A run's result, with what its builds say anew of the test split, sample by sample."""
         rows = {row["id"]: row for row in result["targets"][0]["builds"]}
         inputs, truth, torch = (
-            np.load(folder.evaluation / f"{name}.npy", allow_pickle=False) for name in ("inputs", "target", LOGITS.removesuffix(".npy"))
+            np.load(folder.evaluation / f"{name}.npy", allow_pickle=False)
+            for name in ("inputs", "target", LOGITS.removesuffix(".npy"))
         )
         answers = {"": torch}
         for name in rows:
@@ -115,7 +116,8 @@ def builds_table(seeds: Sequence[Seed]) -> Iterator[str]:
         yield (
             f"| `{name}` | {_spread([100 * scoring.value(seed.statistics(name)) for seed in seeds])} "
             f"| {_spread([100 * macro_f1(seed.answers[name].argmax(axis=1), seed.target) for seed in seeds])} "
-            f"| {_points(gain)} | {np.mean(same):.1f} | {size / 1e3:.0f} | {_ratio(seeds, name)} | {_gate(seeds, name)} |"
+            f"| {_points(gain)} | {np.mean(same):.1f} | {size / 1e3:.0f} | {_ratio(seeds, name)} "
+            f"| {_gate(seeds, name)} |"
         )
 
 
@@ -130,9 +132,7 @@ def _ratio(seeds: Sequence[Seed], name: str) -> str:
     """How many times as long as ONNX Runtime's fp32 build: geometric mean over seeds of estimate and both ends."""
     found = []
     for seed in seeds:
-        ours, theirs = (
-            Latency(**seed.builds[build]["measurement"]["latency"]) for build in (name, "onnxruntime-fp32")
-        )
+        ours, theirs = (Latency(**seed.builds[build]["measurement"]["latency"]) for build in (name, "onnxruntime-fp32"))
         faster = speedup(ours, theirs, 50)
         found.append([1 / faster.estimate, 1 / faster.high, 1 / faster.low])
     estimate, low, high = np.exp(np.log(found).mean(axis=0))
@@ -145,7 +145,9 @@ def _gate(seeds: Sequence[Seed], name: str) -> str:
     missed = sorted({check["goal"] for verdict in verdicts for check in verdict["checks"] if not check["passed"]})
     chosen = sum(verdict["chosen"] for verdict in verdicts)
     passed = f"{sum(verdict['passed'] for verdict in verdicts)} of {len(seeds)}"
-    return passed + (f", **chosen on {chosen}**" if chosen else "") + (f"; misses {', '.join(missed)}" if missed else "")
+    return (
+        passed + (f", **chosen on {chosen}**" if chosen else "") + (f"; misses {', '.join(missed)}" if missed else "")
+    )
 
 
 def _spread(values: Sequence[float]) -> str:

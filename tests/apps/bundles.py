@@ -58,7 +58,9 @@ def mood_bundle(folder: Path, ordinal: tuple[float, ...] = (-3, -2, -1, 0, 1, 2,
     model = model_of(nodes, ("text", [12], TensorProto.INT32), 1, table=table, bias=bias, axes=np.array([1]))
     output = OutputSpec("regression", ("sentiment",), ("stars",), scale=(1.5,), ordinal=ordinal)
     few = tokenizer.encode_all(texts)
-    return packed(folder / "cpu", model, InputSpec("text", "text", (12,), "int32"), few, (), tokenizer=tokenizer, output=output)
+    return packed(
+        folder / "cpu", model, InputSpec("text", "text", (12,), "int32"), few, (), tokenizer=tokenizer, output=output
+    )
 
 
 def bayes(tokenizer: Tokenizer, texts: list[str], classes: list[str]) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
