@@ -243,7 +243,7 @@ def judge_of(manifest: Manifest, chosen: argparse.Namespace) -> Judge:
 def judge_all(
     bundle: Bundle, tokenizer: AnyTokenizer, judge: Judge, batch: Sequence[tuple[str, Line]]
 ) -> Iterator[Judged]:
-    """What is said of each text of a batch. Nothing to read (padding alone) is ``UNSURE``, whatever the student says."""
+    """What is said of each text of a batch. Nothing to read (padding alone) is ``UNSURE``, whatever is said."""
     encoded = [tokenizer.encode(line.text) for _, line in batch]
     outputs = bundle.outputs(np.stack([ids for ids, _ in encoded]))
     for (source, line), (ids, cut), output in zip(batch, encoded, outputs, strict=True):

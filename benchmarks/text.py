@@ -1,4 +1,4 @@
-"""A text student in every scheme, over seeds: what rounding costs it, and what it gains. Prints tables of docs/results.md.
+"""A text student in every scheme, over seeds: what rounding costs and gains. Prints tables of docs/results.md.
 
     python -m benchmarks.text --data-root DIR --out FOLDER [--seeds 0,1,2] [--set KEY=VALUE]
 
@@ -116,7 +116,8 @@ def builds_table(seeds: Sequence[Seed]) -> Iterator[str]:
         yield (
             f"| `{name}` | {_spread([100 * scoring.value(seed.statistics(name)) for seed in seeds])} "
             f"| {_spread([100 * macro_f1(seed.answers[name].argmax(axis=1), seed.target) for seed in seeds])} "
-            f"| {_points(gain)} | {np.mean(same):.1f} | {size / 1e3:.0f} | {_ratio(seeds, name)} | {_gate(seeds, name)} |"
+            f"| {_points(gain)} | {np.mean(same):.1f} | {size / 1e3:.0f} | {_ratio(seeds, name)} "
+            f"| {_gate(seeds, name)} |"
         )
 
 

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,8 +32,8 @@ _OPTIMIZERS: Mapping[str, Callable[..., Optimizer]] = {"adam": Adam, "adamw": Ad
 class OptimizerChoice:
     """Optimiser of every network; ``schedule`` is constant, or cosine over the epochs that the network is trained.
 
-    ``pretrained_lr`` is for layers that started with weights of files, where ``build`` is given no rate of its own; None:
-    they learn at ``lr`` like all others.
+    ``pretrained_lr`` is for layers that started with weights of files, where ``build`` is given no rate of its own;
+    None: they learn at ``lr`` like all others.
     """
 
     name: str = "adam"
@@ -48,14 +49,18 @@ class OptimizerChoice:
         parameters = [p for module in modules for p in module.parameters() if p.requires_grad]
         own_rate = self.pretrained_lr is not None and lr is None
         apart = {id(p) for module in modules for p in pretrained_parameters(module)} if own_rate else set()
-        groups = [
+        groups: list[dict[str, Any]] = [
             {"params": [p for p in parameters if id(p) not in apart]},
             {"params": [p for p in parameters if id(p) in apart], "lr": self.pretrained_lr},
         ]
         extra = {"momentum": 0.9} if self.name == "sgd" else {}
         # All parameters in one kernel: a step takes a third of the time, on CPU and GPU.
         optimizer = _OPTIMIZERS[self.name](
-            [group for group in groups if group["params"]], lr=lr or self.lr, weight_decay=self.weight_decay, fused=True, **extra
+            [group for group in groups if group["params"]],
+            lr=lr or self.lr,
+            weight_decay=self.weight_decay,
+            fused=True,
+            **extra,
         )
         return ScheduledOptimizer(optimizer, SCHEDULES[self.schedule], span)
 

@@ -50,8 +50,8 @@ class VideoPrompts(nn.Module):
         prompt_layers: blocks of cross-attention from prompts to frames.
         reader: ``{network, options}`` of what reads the text, any network with ``embed``, such as an ``hf:`` model; a
             small ``text_transformer`` where absent.
-        prompts: texts, one per class from the lowest on, for a ``reader`` of ``hf:``, whose features of them the prompts
-            then are; learned vectors where absent.
+        prompts: texts, one per class from the lowest on, for a ``reader`` of ``hf:``: its features of them are the
+            prompts; learned vectors where absent.
         utterance: where a text goes: to the ``head`` of the number, to the ``prompts`` (appended to each), to
             ``both``, or to ``none``.
         hidden: values of the regression head's hidden layer.

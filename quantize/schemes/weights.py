@@ -1,6 +1,7 @@
-"""Weights alone as integers, arithmetic in float: matrix products in blocks of 32 by ONNX Runtime, tables of embeddings.
+"""Weights alone as integers, arithmetic in float: matrix products, in blocks of 32, and tables of embeddings.
 
-Tables have eight bits in both schemes: what a token starts as passes through everything behind it.
+Products are ONNX Runtime's. Tables have eight bits in both schemes: what a token starts as passes through everything
+behind it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""VideoAdviser with language models, offline: a RoBERTa is the student, another reads the teacher's texts and prompts."""
+"""VideoAdviser with language models, offline: one RoBERTa is the student, one reads the teacher's texts and prompts."""
 
 from __future__ import annotations
 
@@ -123,7 +123,10 @@ def test_layers_with_weights_of_files_learn_at_a_rate_of_their_own(folder):
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"prompts": PROMPTS[:5]}, r"teachers\.multimodal\.options\.prompts: expected 7 texts, one per class, received 5"),
+        (
+            {"prompts": PROMPTS[:5]},
+            r"teachers\.multimodal\.options\.prompts: expected 7 texts, one per class, received 5",
+        ),
         ({"reader": {}}, r"options\.prompts: only a language model tells what words mean .*; name one as reader"),
         ({"prompts": ["so " * 40, *PROMPTS[1:]]}, r"options\.prompts: 'so so .* has more than 24 tokens"),
         ({"reader": {"network": "hf:./none"}}, r"options\.reader\.network: no such folder"),

@@ -89,15 +89,25 @@ def feature_source(name: str) -> Source:
 
 def _labels(file: Hdf5File, part: str) -> NDArray[Any]:
     labels = file.whole(f"{part}/regression_labels").reshape(-1)
+    require_range(labels, part, file.path)
+    if not len(labels):
+        raise UserError(f"{part} holds no utterances", where=file.path)
+    return labels
+
+
+def require_range(labels: NDArray[Any], part: str, path: Path) -> None:
+    """Labels ``(n,)`` of a part of the data are on the scale.
+
+    Raises:
+        UserError: names the first that is not.
+    """
     bad = np.flatnonzero(~(np.abs(labels) <= RANGE))  # NaN is not in range either
     if len(bad):
         raise UserError(
             f"label {labels[bad[0]]:g} of utterance {bad[0]} of {part} is out of the ordinal range -{RANGE}..{RANGE}",
-            where=file.path,
+            where=path,
+            fix="drop that utterance",
         )
-    if not len(labels):
-        raise UserError(f"{part} holds no utterances", where=file.path)
-    return labels
 
 
 def _require_equal_lengths(file: Hdf5File, part: str, count: int) -> None:

@@ -39,6 +39,11 @@ class Hdf5File:
     def __contains__(self, name: object) -> bool:
         return name in self._file
 
+    def names(self, group: str = "/") -> list[str]:
+        """Names of what a group holds; none where there is no such group."""
+        held = self._file.get(group)
+        return list(held) if hasattr(held, "keys") else []
+
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape of an array.
 
@@ -62,8 +67,15 @@ class Hdf5File:
             yield from block
 
     def whole(self, name: str) -> NDArray[Any]:
-        """A short array of numbers."""
-        return np.array(list(self.rows(name)))
+        """An array that fits into memory.
+
+        Raises:
+            UserError: there is no such array, or the file is damaged there.
+        """
+        try:
+            return np.asarray(self._at(name)[()])
+        except OSError as error:
+            raise UserError(f"{name} is damaged ({error})", where=self.path) from None
 
     def texts(self, name: str) -> list[str]:
         """A short array ``(rows,)`` of strings.

@@ -54,9 +54,40 @@ def write_vegas(root, per_class=(6, 3)):
     return root
 
 
-def build(name, root, out, **rule):
+def write_csd(root):
+    """As the SDK publishes them: videos a to d, utterances of 2 s each, words of half a second, faces at 4 Hz."""
+    folder = root / "cmu_mosi" / "csd"
+    folder.mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    counts = {"a": 3, "b": 2, "c": 2, "d": 1}
+
+    def write(name, root_name, rows_of):
+        with h5py.File(folder / f"{name}.csd", "w") as file:
+            for video, count in counts.items():
+                features, step_s = rows_of(video, count)
+                starts = np.arange(len(features)) * step_s
+                group = file.create_group(f"{root_name}/data/{video}")
+                group["features"], group["intervals"] = features, np.stack([starts, starts + step_s], axis=1)
+
+    words = {video: np.array([[b"sp" if k % 4 == 3 else f"{video}{k}".encode()] for k in range(4 * n)], "S8")
+             for video, n in counts.items()}  # fmt: skip
+    faces = {video: rng.normal(size=(8 * n, 3)).astype(np.float32) for video, n in counts.items()}
+    voices = {video: rng.normal(size=(2 * n, 2)).astype(np.float32) for video, n in counts.items()}
+    voices["a"][1, 0] = -np.inf
+    labels = {video: rng.uniform(-3, 3, (n, 1)).astype(np.float32) for video, n in counts.items()}
+    write("CMU_MOSI_Opinion_Labels", "Opinion Segment Labels", lambda v, n: (labels[v], 2.0))
+    write("CMU_MOSI_TimestampedWords", "words", lambda v, n: (words[v], 0.5))
+    write("CMU_MOSI_Visual_Facet_42", "FACET_4.2", lambda v, n: (faces[v], 0.25))
+    write("CMU_MOSI_COVAREP", "COVAREP", lambda v, n: (voices[v], 1.0))
+    (folder / "cmu_mosi_std_folds.py").write_text(
+        "standard_train_fold = ['a']\nstandard_valid_fold=['b']\nstandard_test_fold = ['c', 'z']\n"
+    )
+    return root, labels, faces, voices
+
+
+def build(name, root, out, options=None, **rule):
     builder = DATASETS.get(name)()
-    builder.build(builder.Options(), SplitRule(**{"by": "official", **rule}), root, out)
+    builder.build(builder.Options(**options or {}), SplitRule(**{"by": "official", **rule}), root, out)
     return yaml.safe_load((out / "dataset.yaml").read_text()), {f.stem: np.load(f) for f in out.glob("*.npy")}
 
 
@@ -195,3 +226,69 @@ def test_bad_clips_are_named(tmp_path, name, change, message):
         file[name] = change(array)
     with pytest.raises(UserError, match=message):
         build("vegas", root, tmp_path / "d")
+
+
+def test_utterances_are_cut_out_of_computational_sequences(tmp_path):
+    root, labels, faces, voices = write_csd(tmp_path / "raw")
+    about, arrays = build("cmu_mosi", root, tmp_path / "d", {"layout": "csd", "frames": 4})
+    assert arrays["text"][:2].tolist() == ["a0 a1 a2", "a4 a5 a6"]  # a silence ends each
+    assert arrays["video"].tolist() == [*"aaabbcc"]  # d is in no fold
+    assert arrays["split"].tolist() == [0, 0, 0, 1, 1, 2, 2]
+    assert "; 1 utterances without words, rows or part left out" in about["source"]
+    assert np.array_equal(arrays["target"], np.concatenate([labels[v][:, 0] for v in "abc"]))
+    # Eight rows become the means of four stretches of two; two rows have zeros behind them, and infinity is 0.
+    assert np.allclose(arrays["vision"][1], faces["a"][8:16].reshape(4, 2, 3).mean(axis=1), atol=1e-6)
+    assert np.array_equal(arrays["audio"][6], np.concatenate([voices["c"][2:4], np.zeros((2, 2))]))
+    assert arrays["audio"][0, 1, 0] == 0
+    _, mixed = build("cmu_mosi", root, tmp_path / "e", {"layout": "csd"}, by="video")
+    assert (mixed["vision"].shape, set(mixed["video"])) == ((8, 50, 3), set("abcd"))
+
+
+def _replace_in(name, key, value):
+    def apply(folder):
+        with h5py.File(folder / name, "r+") as file:
+            del file[key]
+            file[key] = value
+
+    return apply
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda f: (f / "CMU_MOSI_COVAREP.csd").unlink(), r"csd: expected one \.csd file of audio, with covarep or"),
+        (
+            lambda f: (f / "cmu_mosi_std_folds.py").unlink(),
+            r"csd: has no \*_std_folds\.py.*; put the SDK's file there, or",
+        ),
+        (
+            lambda f: (f / "cmu_mosi_std_folds.py").write_text("import os"),
+            r"folds\.py: does not hold the lists standard_tr",
+        ),
+        (
+            lambda f: (f / "cmu_mosi_std_folds.py").write_text(
+                "standard_train_fold=standard_valid_fold=['a']\nstandard_valid_fold=['a']\nstandard_test_fold=[]"
+            ),
+            r"video a is in two folds",
+        ),
+        (
+            _replace_in("CMU_MOSI_Opinion_Labels.csd", "Opinion Segment Labels/data/b/features", [[1.0], [3.5]]),
+            r"label 3\.5 of utterance 1 of video b is out of the ordinal range -3\.\.3; drop that utterance",
+        ),
+        (
+            _replace_in("CMU_MOSI_Visual_Facet_42.csd", "FACET_4.2/data/b/intervals", [[0.0, 1.0]]),
+            r"intervals of b have shape \(1, 2\), expected \(16, 2\), one per row of its features",
+        ),
+        (
+            _replace_in("CMU_MOSI_COVAREP.csd", "COVAREP/data/c/features", np.zeros((4, 3))),
+            r"COVAREP\.csd: c has 3 channels, others another number",
+        ),
+        (_replace_in("CMU_MOSI_COVAREP.csd", "COVAREP/data", [1]), r"is no computational sequence|holds no video"),
+    ],
+)
+def test_bad_computational_sequences_are_named(tmp_path, spoil, message):
+    root, *_ = write_csd(tmp_path / "raw")
+    spoil(root / "cmu_mosi" / "csd")
+    with pytest.raises(UserError, match=message):
+        build("cmu_mosi", root, tmp_path / "d", {"layout": "csd"})
+    assert not (tmp_path / "d").exists()
