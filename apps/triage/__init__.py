@@ -7,9 +7,8 @@ import json
 import re
 import sys
 import time
-from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from itertools import islice
@@ -17,36 +16,15 @@ from pathlib import Path
 from typing import Any, TextIO
 
 import numpy as np
-from numpy.typing import NDArray
 
-from apps.runtime import Bundle, BundleError, Numbers, memory_mb
-from apps.runtime.answers import answer_of, softmax
+from apps.runtime import Bundle, BundleError, memory_mb
 from apps.runtime.lines import FORMATS, Line, format_of, open_texts, read_lines
-from apps.runtime.manifest import Manifest
 from apps.runtime.terminal import printable
 from apps.runtime.tokenizer import AnyTokenizer
 
-UNSURE = "?"
+from .verdicts import SHOWN, UNSURE, Judge, Verdict, judge_of
+
 TOO_LONG, EMPTY = "longer than what the student reads", "empty"
-_SHOWN = 100  # characters of a text
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """What a student says of a text.
-
-    Attributes:
-        category: a class's name, or of a number the ordinal class that it falls into; ``UNSURE`` where that is not
-            likely enough, or no text was; empty of numbers without classes.
-        said: for a person, how sure it is, or the numbers.
-        record: for a machine, all that was said.
-        values: the numbers by name; empty of classes.
-    """
-
-    category: str
-    said: str
-    record: dict[str, Any]
-    values: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -76,7 +54,7 @@ class Judged:
     def shown(self, width: int) -> str:
         """For a person: nothing in it can reach a terminal but as a character."""
         place = f"{printable(self.source, 40)}:{self.line.number}"
-        return f"{place:20} {self.verdict.said}  {self.category:{width}}  {printable(self.line.text, _SHOWN)}"
+        return f"{place:20} {self.verdict.said}  {self.category:{width}}  {printable(self.line.text, SHOWN)}"
 
 
 @dataclass
@@ -105,64 +83,6 @@ class Summary:
         rows += [f"{count:8} {count / total:6.1%}  of them {what}" for what, count in self.odd.most_common()]
         held = memory_mb().get("peak", 0.0)
         return "\n".join([*rows, f"{total:8} texts, {total / seconds:.0f} per second, {held:.0f} MB at most"])
-
-
-class Judge(ABC):
-    """Makes verdicts of a student's outputs; ``categories`` are all that there can be but ``UNSURE``."""
-
-    categories: tuple[str, ...]
-
-    @abstractmethod
-    def verdict(self, output: NDArray[np.float32], *, empty: bool) -> Verdict:
-        """What one output, ``(labels,)``, says; ``empty`` where there was nothing to read."""
-
-
-class Classes(Judge):
-    """The likeliest class, where it is likely enough.
-
-    Args:
-        least: confidence, of all categories; ``own`` of one each, as ``NAME=VALUE``.
-    """
-
-    def __init__(self, labels: Sequence[str], least: float, own: Iterable[str]) -> None:
-        self.categories = tuple(labels)
-        self._least = dict.fromkeys(labels, least)
-        for given in own:
-            name, _, value = given.rpartition("=")
-            if name not in self._least:
-                raise BundleError(f"no category {name!r}; known: {', '.join(labels)}", where=f"--threshold {given}")
-            try:
-                self._least[name] = float(value)
-            except ValueError:
-                raise BundleError(f"{value!r} is no number", where=f"--threshold {given}") from None
-
-    def verdict(self, output: NDArray[np.float32], *, empty: bool) -> Verdict:
-        shares = softmax(output)
-        probabilities = {self.categories[k]: float(shares[k]) for k in np.argsort(-shares, kind="stable")}
-        best, share = next(iter(probabilities.items()))
-        record = {
-            "best": best,
-            "confidence": round(share, 6),
-            "probabilities": {label: round(share, 6) for label, share in probabilities.items()},
-        }
-        sure = share >= self._least[best] and not empty
-        return Verdict(best if sure else UNSURE, f"{share:6.1%}", record)
-
-
-class Scale(Judge):
-    """Numbers in their units, and where the data has ordinal classes, the one that the number falls into."""
-
-    def __init__(self, manifest: Manifest) -> None:
-        self._manifest = manifest
-        self.categories = tuple(f"{centre:g}" for centre in manifest.ordinal) or ("",)
-
-    def verdict(self, output: NDArray[np.float32], *, empty: bool) -> Verdict:
-        numbers = answer_of(output, self._manifest, 0.0)
-        assert isinstance(numbers, Numbers)
-        parts = (f"{name} {value:8.3f} {numbers.units[name]}".rstrip() for name, value in numbers.values.items())
-        said = printable(", ".join(parts), _SHOWN)
-        category = "" if numbers.ordinal_class is None else f"{numbers.ordinal_class:g}"
-        return Verdict(UNSURE if empty else category, said, numbers.record(), numbers.values)
 
 
 class Folder:
@@ -202,7 +122,7 @@ def main(arguments: list[str]) -> int:
         raise BundleError(f"{chosen.batch} texts at once are none", where="--batch", fix="give 1 or more")
     with ExitStack() as stack:
         bundle = stack.enter_context(Bundle.open(chosen.bundle))
-        tokenizer, judge = bundle.require_text(), judge_of(bundle.manifest, chosen)
+        tokenizer, judge = bundle.require_text(), judge_of(bundle.manifest, chosen.min_confidence, chosen.threshold)
         folder = Folder(chosen.route, judge.categories, stack) if chosen.route is not None else None
         bundle.load()
         for note in bundle.notes:
@@ -222,22 +142,6 @@ def main(arguments: list[str]) -> int:
             if summary.categories:
                 print(summary.text(), file=sys.stderr)
     return 2 if failures else 0
-
-
-def judge_of(manifest: Manifest, chosen: argparse.Namespace) -> Judge:
-    """What fits a student's task.
-
-    Raises:
-        BundleError: thresholds of confidence for a student of numbers, or a category that it does not have.
-    """
-    if manifest.task == "classification":
-        return Classes(manifest.labels, chosen.min_confidence, chosen.threshold)
-    for option, given in (("--min-confidence", chosen.min_confidence), ("--threshold", chosen.threshold)):
-        if given:
-            raise BundleError(
-                "its student answers with numbers, and has no confidence", where=option, fix="leave it out"
-            )
-    return Scale(manifest)
 
 
 def judge_all(
