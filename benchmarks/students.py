@@ -23,7 +23,7 @@ import torch
 from numpy.typing import NDArray
 
 from distill.datasets.spec import Kind, ModalitySpec
-from distill.frontends import NoOptions
+from distill.frontends import frontend_options
 from distill.networks.registry import NetworkChoice
 from distill.student import Student, StudentSpec
 from mst_edge.core.scoring import OutputSpec
@@ -94,7 +94,7 @@ def main() -> None:
 
 def _candidate(spec: ModalitySpec, choice: NetworkChoice, name: str, folder: Path) -> Candidate:
     torch.manual_seed(0)
-    student = Student(StudentSpec(spec, NoOptions(), choice, OutputSpec("classification", tuple("0123456789"))))
+    student = Student(StudentSpec(spec, frontend_options(spec.kind)(), choice, OutputSpec("classification", tuple("0123456789"))))
     fp32 = export_student(student, folder / "variants" / "fp32")
     samples = _samples(spec, 16)
     calibration = save_calibration(folder / "variants" / "calibration", 16, samples.__getitem__, real=False)

@@ -104,11 +104,17 @@ def _gather(said: Attributes, x: Tensor, indices: Tensor) -> Tensor:
     return picked.reshape(*x.shape[:axis], *indices.shape, *x.shape[axis + 1 :])
 
 
-def _slice(_: Attributes, x: Tensor, starts: Tensor, ends: Tensor, axes: Tensor | None = None) -> Tensor:
+def _slice(
+    _: Attributes, x: Tensor, starts: Tensor, ends: Tensor, axes: Tensor | None = None, steps: Tensor | None = None
+) -> Tensor:
+    """Raises NotImplementedError: steps backwards, which torch has no view for."""
     chosen = range(len(starts)) if axes is None else axes.tolist()
-    for axis, start, end in zip(chosen, starts.tolist(), ends.tolist(), strict=True):
+    strides = [1] * len(starts) if steps is None else steps.tolist()
+    if min(strides) < 1:
+        raise NotImplementedError(f"steps of {strides}")
+    for axis, start, end, step in zip(chosen, starts.tolist(), ends.tolist(), strides, strict=True):
         at = [slice(None)] * x.ndim
-        at[axis] = slice(start, end)
+        at[axis] = slice(start, end, step)
         x = x[tuple(at)]
     return x
 

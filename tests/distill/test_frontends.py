@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from distill.datasets.spec import Kind, ModalitySpec
-from distill.frontends import ImageScale, LogMel, LogMelOptions, NoOptions, frontend_options, make_frontend
+from distill.frontends import ImageOptions, ImageScale, LogMel, LogMelOptions, NoOptions, frontend_options, make_frontend
 from distill.mels import mel_bank
 from mst_edge.core.errors import UserError
 
@@ -109,8 +109,39 @@ def test_a_constant_feature_is_centred_and_stays_finite():
 
 
 def test_images_put_their_channels_first():
-    frontend = ImageScale(ModalitySpec("x", Kind.IMAGE, (2, 3, 3), "uint8"), NoOptions())
+    frontend = ImageScale(ModalitySpec("x", Kind.IMAGE, (2, 3, 3), "uint8"), ImageOptions())
     raw = torch.zeros(1, 2, 3, 3, dtype=torch.uint8)
     raw[0, 1, 2, 0] = 255
     assert frontend(raw)[0, 0, 1, 2] == 255
     assert frontend(raw).sum() == 255
+
+
+@pytest.mark.parametrize("shape", [(12, 18), (12, 18, 3), (13, 19, 1)])
+@pytest.mark.parametrize("scale", [1.0, 0.5, 0.4, 0.25])
+def test_pictures_are_reduced_in_the_graph(shape, scale):
+    """Means of blocks, then bilinear between pixel centres: written out in numpy."""
+    spec = ModalitySpec("x", Kind.IMAGE, shape, "uint8")
+    frontend = make_frontend(spec, ImageOptions(scale))
+    raw = np.random.default_rng(0).integers(0, 256, (2, *shape), np.uint8)
+    height, width = round(shape[0] * scale), round(shape[1] * scale)
+    assert frontend.graph_shape == shape
+    assert tuple(frontend.feature_shape) == ((*shape, 1)[2], height, width)
+    picture = raw.reshape(2, *shape[:2], -1).astype(float)
+    block = min(shape[0] // height, shape[1] // width)
+    rows, columns = shape[0] // block, shape[1] // block
+    picture = picture[:, : rows * block, : columns * block]
+    picture = picture.reshape(2, rows, block, columns, block, -1).mean(axis=(2, 4))
+    for axis, side in ((1, height), (2, width)):
+        size = picture.shape[axis]
+        place = np.clip((np.arange(side) + 0.5) * size / side - 0.5, 0, size - 1)
+        low = np.floor(place).astype(int)
+        share = (place - low).reshape([-1 if k == axis else 1 for k in range(4)])
+        high = np.minimum(low + 1, size - 1)
+        picture = picture.take(low, axis) * (1 - share) + picture.take(high, axis) * share
+    assert np.allclose(frontend(torch.from_numpy(raw)).numpy(), picture.transpose(0, 3, 1, 2), atol=1e-3)
+
+
+@pytest.mark.parametrize("scale", [0.0, -1.0, 1.5])
+def test_an_impossible_scale_is_told(scale):
+    with pytest.raises(UserError, match=rf"modalities\.x: scale must be above 0 and at most 1, received {scale}"):
+        make_frontend(ModalitySpec("x", Kind.IMAGE, (8, 8), "uint8"), ImageOptions(scale))

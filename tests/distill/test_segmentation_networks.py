@@ -12,7 +12,7 @@ import torch
 from distill.datasets.arrays import open_arrays
 from distill.datasets.spec import Kind, ModalitySpec
 from distill.datasets.splits import SplitRule, split_dataset
-from distill.frontends import NoOptions, frontend_options, make_frontend
+from distill.frontends import frontend_options, make_frontend
 from distill.lab import Epochs, Lab, OptimizerChoice
 from distill.methods.base import METHODS
 from distill.networks.registry import NetworkChoice, build_model
@@ -68,7 +68,7 @@ def test_what_does_not_fit_is_told(choice, shapes, says):
 
 def _student(spec, network, output, map_size=None):
     torch.manual_seed(0)
-    return Student(StudentSpec(spec, NoOptions(), NetworkChoice(network), output, map_size)).eval()
+    return Student(StudentSpec(spec, frontend_options(spec.kind)(), NetworkChoice(network), output, map_size)).eval()
 
 
 DEPTH = ModalitySpec("depth", Kind.IMAGE, (17, 20, 1), "float32")

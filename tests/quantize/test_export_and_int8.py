@@ -10,7 +10,7 @@ import torch
 
 from distill.datasets.arrays import open_arrays
 from distill.datasets.spec import Kind, ModalitySpec
-from distill.frontends import LogMelOptions, frontend_options
+from distill.frontends import ImageOptions, frontend_options
 from distill.networks.registry import NetworkChoice
 from distill.student import Student, StudentSpec, load_student, save_student, student_outputs
 from mst_edge.core.errors import UserError
@@ -36,6 +36,7 @@ STUDENTS = [
     (SIGNAL, "tcn"),
     (FACTS, "mlp"),
 ]
+REDUCED = (ModalitySpec("reduced", Kind.IMAGE, (45, 38, 3), "uint8"), "small_cnn", ImageOptions(0.4))
 
 
 def raw_samples(spec: ModalitySpec, count: int, seed: int = 0) -> np.ndarray:
@@ -57,10 +58,11 @@ def make_student(
     network: str,
     network_options: dict[str, object] | None = None,
     map_size: tuple[int, ...] | None = None,
+    options: object = None,
 ) -> Student:
-    """A student with fitted front end and lived-in batch norms."""
+    """A student with fitted front end (``options``: of it) and lived-in batch norms."""
     torch.manual_seed(0)
-    options = LogMelOptions() if spec.kind is Kind.AUDIO else frontend_options(spec.kind)()
+    options = options or frontend_options(spec.kind)()
     output = OutputSpec("segmentation" if map_size else "classification", tuple("abcde"))
     choice = NetworkChoice(network, network_options or {})
     student = Student(StudentSpec(spec, options, choice, output, map_size))
@@ -73,10 +75,10 @@ def make_student(
     return student.eval()
 
 
-@pytest.fixture(scope="module", params=STUDENTS, ids=lambda p: f"{p[0].name}-{p[1]}")
+@pytest.fixture(scope="module", params=[*STUDENTS, REDUCED], ids=lambda p: f"{p[0].name}-{p[1]}")
 def exported(request, tmp_path_factory):
-    spec, network = request.param
-    student = make_student(spec, network)
+    spec, network, *options = request.param
+    student = make_student(spec, network, options=options[0] if options else None)
     return student, export_student(student, tmp_path_factory.mktemp("v") / "fp32")
 
 

@@ -13,7 +13,7 @@ import torch
 from distill.datasets.arrays import open_arrays
 from distill.datasets.spec import Kind, ModalitySpec
 from distill.datasets.splits import SplitRule, split_dataset
-from distill.frontends import NoOptions, frontend_options, make_frontend
+from distill.frontends import frontend_options, make_frontend
 from distill.lab import Epochs, Lab, OptimizerChoice
 from distill.methods.transkd import (
     CrossSelectiveFusion,
@@ -195,7 +195,7 @@ def test_it_teaches_and_nothing_of_it_is_exported(store, tmp_path):
     assert helpers > student.parameters
     spec = ModalitySpec("depth", Kind.IMAGE, (16, 20, 1), "float32")
     whole = Student(
-        StudentSpec(spec, NoOptions(), NetworkChoice("small_unet", student.options), method.lab.task.output, (16, 20))
+        StudentSpec(spec, frontend_options(spec.kind)(), NetworkChoice("small_unet", student.options), method.lab.task.output, (16, 20))
     )
     whole.network.load_state_dict(student.module.state_dict())
     variant = export_student(whole.eval(), tmp_path / "fp32")

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from distill.datasets.spec import Kind, ModalitySpec
-from distill.frontends import LogMelOptions, NoOptions
+from distill.frontends import LogMelOptions, frontend_options
 from distill.networks.registry import NetworkChoice
 from distill.networks.transformer import EncoderBlock
 from distill.student import Student, StudentSpec
@@ -26,7 +26,7 @@ SOUND = ModalitySpec("sound", Kind.AUDIO, (2000,), "int16", 8000)
 
 def _student(network: str, modality=MAP, frontend=None, **options) -> Student:
     choice, output = NetworkChoice(network, options), OutputSpec("classification", ("a", "b", "c"))
-    return Student(StudentSpec(modality, frontend or NoOptions(), choice, output)).eval()
+    return Student(StudentSpec(modality, frontend or frontend_options(modality.kind)(), choice, output)).eval()
 
 
 def _paths(student: Student) -> list[str]:
