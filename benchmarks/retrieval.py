@@ -61,6 +61,7 @@ ROWS = [
     Row("`adviser_retrieval`, probabilities", "adviser_retrieval", PROBABILITIES),
     Row("`dcd` without the teacher's scores", "dcd", {"match_weight": 0.0}),
     Row("`dcd`", "dcd", {}),
+    Row("`dcd`, sharp scores", "dcd", {"teacher_temperature": 0.2}),
 ]
 
 
@@ -106,10 +107,10 @@ def retrieve(lab: Lab, row: Row) -> dict[str, float]:
     precision, recall = method.insights["retrieval_map"], method.insights["retrieval_recall"]
     there, back = recall
     return {
-        "mAP, sound → image": precision[there],
-        "image → sound": precision[back],
-        "R@1, sound → image": recall[there]["1"],
-        "image → sound ": recall[back]["1"],
+        "mAP, sound → picture": precision[there],
+        "picture → sound": precision[back],
+        "R@1, sound → picture": recall[there]["1"],
+        "picture → sound ": recall[back]["1"],
         "student's accuracy": own.evaluate(student, "test")["accuracy"],
     }
 

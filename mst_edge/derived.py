@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from distill.student import Student, save_student
-from mst_edge.core.files import require_unused, write_json
+from mst_edge.core.files import atomic_path, write_json
 from mst_edge.recipe import Recipe
-from mst_edge.run_folder import RunFolder
-from mst_edge.stages.distill import HISTORIES, STAGE
+from mst_edge.run_folder import TRAINING, RunFolder
 
 
 def begin_with(
@@ -21,15 +20,12 @@ def begin_with(
 
     Args:
         recipe: that such a run would have. record: of the stage that trains, for the report. histories: of the phases
-            that it names.
-
-    Raises:
-        UserError: the folder is in use.
+            that it names. folder: one that is there is replaced.
     """
-    require_unused(folder, "run")
-    run = RunFolder(folder)
-    save_student(run.distill, student)
-    write_json(run.distill / HISTORIES, histories)
-    run.keep_recipe(recipe)
-    run.finish_stage(STAGE, dict(record))
-    return run
+    with atomic_path(folder) as temporary:
+        run = RunFolder(temporary)
+        save_student(run.distill, student)
+        write_json(run.histories_file, histories)
+        run.keep_recipe(recipe)
+        run.finish_stage(TRAINING, dict(record))
+    return RunFolder(folder)

@@ -28,12 +28,11 @@ from distill.student import load_student
 from distill.taps import Tap
 from distill.teachers import TeacherFile, open_teacher
 from mst_edge.core.errors import UserError, unknown_name
-from mst_edge.core.files import read_json
+from mst_edge.core.files import read_json, require_unused
 from mst_edge.derived import begin_with
 from mst_edge.recipe import Recipe, load_recipe
-from mst_edge.run_folder import RunFolder
+from mst_edge.run_folder import TRAINING, RunFolder
 from mst_edge.search.stage import settled_by
-from mst_edge.stages.distill import HISTORIES, STAGE
 
 _AT_ONCE = 64
 
@@ -52,6 +51,7 @@ def add_classes(run: str | Path, rows: Tensor | str | Path, names: Sequence[str]
         UserError: another kind of run, rows that do not fit, a name that is there already, or a folder in use.
     """
     earlier, recipe, record = _trained(Path(run))
+    require_unused(Path(out), "run")
     if not isinstance(rows, Tensor):
         rows = read_vectors(Path(rows), where="rows", rows=len(names))
     student = with_classes(load_student(earlier.distill), rows, names)
@@ -60,7 +60,7 @@ def add_classes(run: str | Path, rows: Tensor | str | Path, names: Sequence[str]
         "accuracies of training are of the classes before"
     )
     record = {**record, "diagnoses": [*record["diagnoses"], {"level": "note", "text": text}]}
-    return begin_with(student, recipe, record, read_json(earlier.distill / HISTORIES), Path(out))
+    return begin_with(student, recipe, record, read_json(earlier.histories_file), Path(out))
 
 
 def vectors_of_samples(run: str | Path, samples: str | Path) -> tuple[tuple[str, ...], Tensor]:
@@ -86,7 +86,7 @@ def vectors_of_samples(run: str | Path, samples: str | Path) -> tuple[tuple[str,
 
 def _trained(path: Path) -> tuple[RunFolder, Recipe, dict[str, Any]]:
     run = RunFolder(path)
-    record = run.stage_result(STAGE)
+    record = run.stage_result(TRAINING)
     if record is None or record["method"] != EmbeddingKd.name:
         raise UserError(
             f"holds no student of {EmbeddingKd.name}, the only kind that takes further classes",

@@ -17,6 +17,8 @@ from mst_edge.core.errors import UserError
 from mst_edge.core.files import read_json, require_unused, write_json, write_text
 from mst_edge.recipe import Recipe, require_same
 
+TRAINING = "distill"  # the stage that trains
+
 
 @dataclass(frozen=True)
 class RunFolder:
@@ -33,6 +35,11 @@ class RunFolder:
     def distill(self) -> Path:
         """Student, training phases, histories."""
         return self.path / "distill"
+
+    @property
+    def histories_file(self) -> Path:
+        """Epoch by epoch of every phase."""
+        return self.distill / "histories.json"
 
     @property
     def variants(self) -> Path:

@@ -33,7 +33,8 @@ class Method:
     """One objective: trains a student with what a lab offers. Most methods are a ``SingleTeacher``.
 
     What exists only for training stays out of the returned student. ``insights`` holds JSON-able facts
-    for the report.
+    for the report. ``companions`` holds what learned beside the student to be deployed with it: networks of one
+    modality each, by the name of the folder in which each becomes a run of its own.
 
     Class attributes:
         tasks: which tasks the method can do; all of them where it knows only the task's own losses.
@@ -47,6 +48,7 @@ class Method:
         self.lab = lab
         self.options = options
         self.insights: dict[str, Any] = {}
+        self.companions: dict[str, Model] = {}
 
     def check(self) -> None:
         """Called before anything is trained; by default looks whether the task is one that the method can do, and

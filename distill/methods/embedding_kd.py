@@ -17,6 +17,7 @@ from torch.nn import functional
 from distill.class_vectors import class_means, read_vectors
 from distill.datasets.target import CLASSIFICATION
 from distill.frozen import Answers
+from distill.lab import Lab
 from distill.methods.base import METHODS, Workload
 from distill.methods.single_teacher import SingleTeacher, TeacherOptions
 from distill.networks.class_matrix import TEMPERATURE, ClassMatrix, unit
@@ -68,7 +69,7 @@ class EmbeddingKd(SingleTeacher):
     tasks = (CLASSIFICATION,)
     Options: ClassVar[type] = EmbeddingKdOptions
 
-    def __init__(self, lab: Any, options: Any) -> None:
+    def __init__(self, lab: Lab, options: Any) -> None:
         super().__init__(lab, options)
         for name, low in (("temperature", 0.0), ("top", 0)):
             if getattr(options, name) <= low:

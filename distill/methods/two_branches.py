@@ -44,7 +44,7 @@ class TwoBranchOptions(TeacherOptions):
 
 class TwoBranches(SingleTeacher, ABC):
     """Student and partner learn together and rank each other's samples by the cosine of their logits or probabilities,
-    ``(B, classes)``: an embedding in label space. Only the student is deployed.
+    ``(B, classes)``: an embedding in label space. The partner is the student's companion.
 
     ``insights`` holds mAP and recall on the test split, both ways.
     """
@@ -104,6 +104,7 @@ class TwoBranches(SingleTeacher, ABC):
             )
         )
         self._say(student, partner)
+        self.companions = {"partner": partner}
         return student
 
     def retrieved(self, student: Model, partner: Model, split: str) -> dict[str, float]:

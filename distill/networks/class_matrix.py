@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from distill.networks.fusion import make_encoder
-from distill.networks.registry import NETWORKS
+from distill.networks.registry import NETWORKS, Deployable
 from mst_edge.core.errors import UserError
 
 TEMPERATURE = 0.07  # CLIP's initial one
@@ -62,7 +63,7 @@ class ClassMatrix(nn.Module):
         self._temperature = temperature
         self.register_buffer("vectors", unit(torch.randn(num_outputs, dim)))
         options: Mapping[str, Any] = getattr(inner, "rebuilt_by", said.get("options", {}))
-        self.rebuilt_by = {
+        self.rebuilt_by: dict[str, Any] = {
             "encoder": {"network": said.get("network", "auto"), "options": dict(options)},
             "dim": dim,
             "temperature": temperature,
@@ -80,6 +81,17 @@ class ClassMatrix(nn.Module):
     def class_vectors(self) -> Tensor:
         """``(classes, dim)`` of length 1, in the space of ``embed``."""
         return self.vectors
+
+    def deployed(self) -> ClassMatrix:
+        """The same network around the encoder as that is deployed."""
+        if not isinstance(self.encoder, Deployable):
+            return self
+        copied = copy.deepcopy(self)
+        plain: Any = self.encoder.deployed()
+        copied.encoder = plain
+        encoder = {**self.rebuilt_by["encoder"], "options": dict(plain.rebuilt_by)}
+        copied.rebuilt_by = {**self.rebuilt_by, "encoder": encoder}
+        return copied
 
     @torch.no_grad()
     def set_vectors(self, rows: Tensor) -> None:

@@ -19,7 +19,6 @@ from mst_edge.report import layers, svg
 from mst_edge.report.table import dla_lines, found_words, model_name, short_verdict
 from mst_edge.report.tuning import said_of
 from mst_edge.run_folder import RunFolder
-from mst_edge.stages.distill import HISTORIES
 
 
 def write_report(run: RunFolder) -> Path:
@@ -31,7 +30,7 @@ def write_report(run: RunFolder) -> Path:
     result = run.result()
     if "distill" not in result:
         raise UserError("holds a model that came as a file, which has no page", where=run.path, fix="read result.json")
-    histories = read_json(run.distill / HISTORIES)
+    histories = read_json(run.histories_file)
     loader = jinja2.PackageLoader("mst_edge.report", "templates")
     environment = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined)
     environment.filters.update(
@@ -146,12 +145,13 @@ def _curves(result: Mapping[str, Any], histories: Mapping[str, Sequence[Mapping[
     styles: dict[str, int] = {}
     for row, style in zip(distill["models"], _styles(distill), strict=True):
         if not row["phases"]:
-            continue  # a teacher that came trained
+            continue  # a teacher that came trained, or a partner trained beside another student
         epochs = [epoch for phase in row["phases"] for epoch in histories[phase]]
         name = model_name(row, distill)
         series[name] = [(n, e[judged]) for n, e in enumerate(epochs, start=1) if judged in e]
         styles[name] = style
-    chart = svg.lines(series, x_label="epoch", y_label=f"validation {distill['scoring']['label']}", styles=styles)
+    y_label = f"validation {distill['scoring']['label']}"
+    chart = svg.lines(series, x_label="epoch", y_label=y_label, styles=styles) if series else ""
     return {"chart": chart, "legend": [{"name": name, "style": style} for name, style in styles.items()]}
 
 

@@ -23,14 +23,14 @@ from distill.training.phase import Reporter, Session
 from mst_edge.core.errors import UserError
 from mst_edge.core.files import atomic_path, read_json, sha256_file, write_json
 from mst_edge.core.scoring import Predictions
-from mst_edge.recipe import DistillSection, NetworkSection, Recipe, TeacherSection, parse_options
-from mst_edge.run_folder import RunFolder
+from mst_edge.derived import begin_with
+from mst_edge.recipe import DistillSection, NetworkSection, Recipe, StudentSection, TeacherSection, parse_options
+from mst_edge.run_folder import TRAINING, RunFolder
 from mst_edge.stages.data import Data
 from mst_edge.stages.teachers import memorised, seen_and_unseen
 
-STAGE = "distill"
+STAGE = TRAINING
 LOGITS, ANSWERS = "student_logits.npy", "student_answers.npy"
-HISTORIES = "histories.json"
 
 
 def pick_device(name: str) -> torch.device:
@@ -244,10 +244,43 @@ def run_distill(recipe: Recipe, data: Data, run: RunFolder, lab: Lab, methods: M
             *(note for insight in insights.values() for note in insight.get("notes", [])),
         ],
     }
+    companions = methods[recipe.distill.method].companions
+    rows = {name: _companion_row(lab, recipe.distill.method, model) for name, model in companions.items()}
     if lab.session.processes.first:
-        _save(recipe, data, run, lab, chosen, record)
+        _save(recipe, data, run, lab, chosen)
+        for name, model in companions.items():
+            beside = deployable(model, data, lab, _facts(recipe))
+            said = {**record, "models": [rows[name]], "diagnoses": [_trained_beside(run, recipe)]}
+            begin_with(beside, _of_companion(recipe, model), said, lab.histories, run.path / name)
         run.finish_stage(STAGE, record)
     return record
+
+
+def _companion_row(lab: Lab, method: str, model: Model) -> dict[str, Any]:
+    """As ``_row``; histories of training tell of the student alone."""
+    return _row(lab, method, "student", model, lab.statistics(model, "test"), [])
+
+
+def _of_companion(recipe: Recipe, model: Model) -> Recipe:
+    """The recipe whose student is the companion, and whose companion is the student."""
+    (modality,), own = model.reads, recipe.student
+    crossing = {name: said for name, said in recipe.teachers.cross_modal.items() if name != modality}
+    crossing[own.modality] = TeacherSection(network=own.network, options=own.options)
+    options = {**recipe.distill.options, "partner": own.modality}
+    return recipe.model_copy(
+        update={
+            "name": f"{recipe.name}-{modality}",
+            "student": StudentSection(modality=modality, network=model.network, options=dict(model.options)),
+            "search": None,
+            "teachers": recipe.teachers.model_copy(update={"cross_modal": crossing}),
+            "distill": recipe.distill.model_copy(update={"options": options, "compare": ()}),
+        }
+    )
+
+
+def _trained_beside(run: RunFolder, recipe: Recipe) -> dict[str, str]:
+    text = f"trained beside the student of {run.path.name}, which reads {recipe.student.modality}; see its report"
+    return {"level": "note", "text": text}
 
 
 def keep_identity(lab: Lab, file: Path) -> None:
@@ -265,9 +298,8 @@ def keep_identity(lab: Lab, file: Path) -> None:
     lab.session.processes.wait()
 
 
-def _save(recipe: Recipe, data: Data, run: RunFolder, lab: Lab, model: Model, record: dict[str, Any]) -> None:
-    facts = {"method": record["method"], "preset": record["preset"], "seed": recipe.seed}
-    save_student(run.distill, deployable(model, data, lab, facts))
+def _save(recipe: Recipe, data: Data, run: RunFolder, lab: Lab, model: Model) -> None:
+    save_student(run.distill, deployable(model, data, lab, _facts(recipe)))
     for name, teacher in lab.lone_teachers().items():
         frontends = {modality: data.frontends[modality] for modality in teacher.reads}
         save_teacher(
@@ -280,12 +312,18 @@ def _save(recipe: Recipe, data: Data, run: RunFolder, lab: Lab, model: Model, re
             network=asdict(NetworkChoice(teacher.network, dict(teacher.options))),
             trained_on=data.origin(),
         )
-    write_json(run.distill / HISTORIES, lab.histories)
+    write_json(run.histories_file, lab.histories)
+
+
+def _facts(recipe: Recipe) -> dict[str, Any]:
+    """What a student's file says of its training."""
+    return {"method": recipe.distill.method, "preset": recipe.distill.preset, "seed": recipe.seed}
 
 
 def deployable(model: Model, data: Data, lab: Lab, facts: dict[str, Any]) -> Student:
-    """A student of the lab with its front end before it and its units behind it, in eval mode, on the CPU."""
-    modality, model = lab.student_modality, model.deployed()
+    """A network of one modality with its front end before it and its units behind it, in eval mode, on the CPU."""
+    model = model.deployed()
+    (modality,) = model.reads
     spec = StudentSpec(
         modality=data.dataset.modalities[modality],
         frontend=data.frontend_options[modality],

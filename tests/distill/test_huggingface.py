@@ -119,3 +119,22 @@ def test_wav2vec_2_reads_a_sequence_of_one_channel(tmp_path):
     torch.testing.assert_close(model(wave), model(3 * wave + 1), atol=1e-3, rtol=1e-3)
     with pytest.raises(UserError, match="a waveform has one channel"):
         _build(tmp_path, (2, 800), weights="none")
+
+
+@pytest.mark.parametrize("adapters", [{}, {"lora": {"rank": 2}}])
+def test_inside_class_matrix_it_is_built_again_without_its_files(folders, adapters):
+    tokenizer = source_of(f"hf:{folders / 'distilbert'}", "").tokenizer(24)
+    encoder = {"network": f"hf:{folders / 'distilbert'}", "options": {"licence": "mit", "dropout": 0.0, **adapters}}
+    shape = {"x": _shape(tokenizer)}
+    choice = NetworkChoice("class_matrix", {"encoder": encoder, "dim": 8})
+    model = build_model("student", choice, shape, 3, where="student")
+    for weight in model.module.parameters():
+        weight.data += 0.01 * torch.randn_like(weight)
+    deployed = model.deployed()
+    options = json.loads(json.dumps(dict(deployed.options)))  # as a file keeps them
+    assert options["licence"] == "mit"  # of the student, for the bundle
+    options["encoder"]["network"] = "hf:/gone"
+    again = build_model("student", NetworkChoice("class_matrix", options), shape, 3, where="student")
+    again.module.load_state_dict(deployed.module.state_dict())
+    ids = torch.from_numpy(tokenizer.encode_all(TEXTS[:4]))
+    torch.testing.assert_close(again.module.eval()(ids), model.module.eval()(ids), atol=1e-4, rtol=1e-4)
