@@ -71,6 +71,26 @@ class TransKd(TappedMethod):
             for side, model in (("student", student), ("teacher", teacher))
             for kind in ("stages", "embeddings")
         }
+        count = self._pairs(layers)
+        found = [
+            Tap(
+                model,
+                [*layers[side, "stages"][-count:], *layers[side, "embeddings"][-count:]],
+                shapes,
+                where=f"{_OPTIONS}.{side}_stages",
+            )
+            for side, model in (("student", student), ("teacher", teacher))
+        ]
+        for tap in found:
+            _require_maps(tap)
+        return found[0], found[1]
+
+    def _pairs(self, layers: Mapping[tuple[str, str], Sequence[str]]) -> int:
+        """How many stages are compared: as many as the shortest list has.
+
+        Raises:
+            UserError: a list of the options is longer, or there are too few weights.
+        """
         count = min(map(len, layers.values()))
         if count > len(self.options.embedding_weights):
             raise UserError(
@@ -85,18 +105,7 @@ class TransKd(TappedMethod):
                     where=f"{_OPTIONS}.{side}_{kind}",
                     fix="name as many stages as embeddings, and as many of the student as of the teacher",
                 )
-        found = [
-            Tap(
-                model,
-                [*layers[side, "stages"][-count:], *layers[side, "embeddings"][-count:]],
-                shapes,
-                where=f"{_OPTIONS}.{side}_stages",
-            )
-            for side, model in (("student", student), ("teacher", teacher))
-        ]
-        for tap in found:
-            _require_maps(tap)
-        return found[0], found[1]
+        return count
 
     def _marked(self, model: Model, side: str, kind: str) -> tuple[str, ...]:
         """What the network itself calls its stages or their embeddings, as many as there are weights."""

@@ -61,11 +61,15 @@ class VidLanKd(TappedMethod):
     def check(self) -> None:
         if self.options.nst_weight == self.options.contrast_weight == 0:
             raise UserError("nst_weight and contrast_weight are both 0", where=_OPTIONS, fix="lone does the same")
+        if self.options.temperature <= 0:
+            raise UserError(
+                f"expected more than 0, received {self.options.temperature}", where=f"{_OPTIONS}.temperature"
+            )
         super().check()
 
     def taps(self, student: Model, teacher: Model) -> tuple[Tap, Tap]:
-        lab, modality = self.lab, self.lab.student_modality
-        shape = lab.store.shapes[modality]
+        modality = self.lab.student_modality
+        shape = self.lab.store.shapes[modality]
         if isinstance(shape, TokenShape) and modality not in teacher.reads:
             raise UserError(
                 f"the {teacher.name} teacher reads {' + '.join(teacher.reads)} and not the student's {modality}: its "
@@ -73,25 +77,26 @@ class VidLanKd(TappedMethod):
                 where=f"{_OPTIONS}.teacher",
                 fix=f"choose a teacher that reads {modality}",
             )
-        found = []
-        for model, option in ((student, "student_layer"), (teacher, "teacher_layer")):
-            where = f"{_OPTIONS}.{option}"
-            layer = getattr(self.options, option) or token_layer(model, modality, where)
-            found.append(Tap(model, [layer], lab.store.shapes, where=where))
-        counts = [_tokens(tap) for tap in found]
-        if isinstance(shape, TokenShape) and counts[0] != shape[0]:
+        own, wanted = self._tap(student, "student_layer"), self._tap(teacher, "teacher_layer")
+        count, of_teacher = _tokens(own), _tokens(wanted)
+        if isinstance(shape, TokenShape) and count != shape[0]:
             raise UserError(
-                f"layer {found[0].layers[0]} of the student gives {counts[0]} tokens, the text has {shape[0]}",
+                f"layer {own.layers[0]} of the student gives {count} tokens, the text has {shape[0]}",
                 where=f"{_OPTIONS}.student_layer",
             )
-        if counts[0] != counts[1]:
+        if count != of_teacher:
             raise UserError(
-                f"layer {found[0].layers[0]} of the student gives {counts[0]} tokens, {found[1].layers[0]} of the "
-                f"{teacher.name} teacher {counts[1]}",
+                f"layer {own.layers[0]} of the student gives {count} tokens, {wanted.layers[0]} of the {teacher.name} "
+                f"teacher {of_teacher}",
                 where=f"{_OPTIONS}.teacher_layer",
                 fix="name layers that give as many",
             )
-        return found[0], found[1]
+        return own, wanted
+
+    def _tap(self, model: Model, option: str) -> Tap:
+        where = f"{_OPTIONS}.{option}"
+        layer = getattr(self.options, option) or token_layer(model, self.lab.student_modality, where)
+        return Tap(model, [layer], self.lab.store.shapes, where=where)
 
     def comparison(self, student: Tap, teacher: Tap) -> Comparison:
         return TokenComparison(student, teacher, self.options, self.lab.student_modality, self.lab.store.shapes)

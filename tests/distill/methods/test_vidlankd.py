@@ -242,6 +242,7 @@ def test_sequences_of_one_length_are_compared_too(store, tmp_path):
         ),
         ({}, {"student_layer": "squeeze"}, r"layer squeeze of student gives \(16,\) per sample, not \(chan"),
         ({}, {"teacher_layer": "tokenz"}, "teacher_layer: unknown layer 'tokenz'; did you mean 'tokens'"),
+        ({}, {"temperature": 0.0}, "options.temperature: expected more than 0, received 0.0"),
         ({}, {"nst_weight": 0, "contrast_weight": 0}, "nst_weight and contrast_weight are both 0; lone does the same"),
         (
             {
