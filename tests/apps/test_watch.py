@@ -172,6 +172,19 @@ def test_folders_of_pictures_and_arrays_are_streams(bundle, tmp_path, capsys):
     assert "has 2 of the 6 frames of a clip" not in printed.err  # it was told to stop
 
 
+def test_a_stream_begins_anew_after_the_frames_of_a_clip_unless_it_runs_on(bundle, tmp_path, capsys):
+    np.save(tmp_path / "two.npy", np.concatenate([CLIPS[0], CLIPS[1]]))
+    np.save(tmp_path / "one.npy", CLIPS[1])
+    assert main([str(bundle), str(tmp_path / "two.npy"), str(tmp_path / "one.npy"), "--json"]) == 0
+    said = lines(capsys)
+    assert [one["seen"] for one in said] == [1, 2, 3, 4, 5, 6] * 3
+    assert [one["probabilities"] for one in said[6:12]] == [one["probabilities"] for one in said[12:]]
+    assert main([str(bundle), str(tmp_path / "two.npy"), "--json", "--run-on"]) == 0
+    on = lines(capsys)
+    assert [one["seen"] for one in on] == list(range(1, 13))
+    assert on[-1]["probabilities"] != said[11]["probabilities"]
+
+
 def test_memory_does_not_grow_with_the_stream(bundle):
     """What a follower keeps has one size after any number of frames."""
     with Bundle.open(bundle) as opened:
