@@ -5,7 +5,8 @@
 ``moving_digits``; a seed is a new split and a new initialisation. Every student is trained alone, or by the methods
 named from a multimodal teacher of the same input, for the same epochs. Latency is that of the exported fp32 graph with
 its input strategy in it, one clip at a time on one thread of ONNX Runtime: the median of rounds in which all take
-turns, as a multiple of the first row's. Of the streaming student also what its model of one frame takes.
+turns, as a multiple of the first row's. Of the streaming student also what its model of one frame takes, how often it
+is right after each quarter of a clip, and at the end of a clip that follows another without a new beginning.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from mst_edge.stages.data import prepare
 from mst_edge.stages.distill import deployable, make_lab, make_method
 from quantize.export import export_student
 from quantize.step import export_step, is_streaming
-from quantize.variant import STEP_MODEL
+from quantize.variant import STEP_MODEL, load_step
 
 # Name of a row: its input, options of that, and the network that reads it.
 ROWS = {
@@ -60,6 +61,11 @@ def main() -> None:
         accuracies[row] = np.array(found) * 100
         print(f"{row}: {accuracies[row].tolist()}", flush=True)
     print(table(methods, accuracies, latencies(said.out, seeds[0])))
+    for row in ROWS:
+        if load_step(said.out / _slug(row) / str(seeds[0]) / "stream") is not None:
+            found = [streamed(_recipe(row, seed, said.set), said.out / _slug(row) / str(seed)) for seed in seeds]
+            means = ", ".join(f"{value:.1f}" for value in 100 * np.mean(found, axis=0))
+            print(f"\n{row}, % right after each quarter of a clip, and of one that follows another: {means}")
 
 
 def _slug(row: str) -> str:
@@ -91,6 +97,28 @@ def _accuracies(recipe: Recipe, methods: Sequence[str], folder: Path) -> list[fl
     if is_streaming(student):
         export_step(student, folder / "stream", raw[:4])
     write_json(folder / "accuracy.json", found)
+    return found
+
+
+def streamed(recipe: Recipe, folder: Path) -> list[float]:
+    """Accuracy of a streamed student on the test split after each quarter of a clip, and where each clip follows
+    another one in the same state."""
+    spec = load_step(folder / "stream")
+    assert spec is not None
+    session = onnxruntime.InferenceSession(str(folder / "stream" / STEP_MODEL))
+    data = prepare(recipe, None)
+    test = data.splits["test"]
+    clips, target = data.dataset.read("clip", test), data.dataset.target[test]
+    before = np.random.default_rng(0).permutation(len(clips))
+    state = np.zeros((len(clips), spec.state), np.float32)
+    found: list[float] = []
+    for stream in (clips, np.concatenate([clips[before], clips], axis=1)):
+        frames = np.split(stream, stream.shape[1], axis=1)
+        right, after = [], state
+        for frame in frames:
+            logits, after = session.run(None, {spec.input: np.ascontiguousarray(frame[:, 0]), "state": after})
+            right.append(float((logits.argmax(axis=1) == target).mean()))
+        found += right[-1:] if found else [right[(part * len(right)) // 4 - 1] for part in (1, 2, 3, 4)]
     return found
 
 

@@ -63,7 +63,7 @@ def app_of(output: OutputSpec, given: InputSpec) -> App:
         app = _EMOTION
     if given.kind == "image" and (given.dtype != "uint8" or len(given.shape) != 2):
         app = _PREDICT  # that one looks for ink in grey pictures
-    if given.kind == "video" and (given.dtype != "uint8" or given.sizes[-1] not in (1, 3)):
+    if given.kind == "video" and (given.dtype != "uint8" or given.shape[-1] not in (1, 3)):
         app = _PREDICT  # that one reads frames of cameras, not maps of features
     return app if _part(app.name) is not None else _PREDICT
 

@@ -119,6 +119,7 @@ def packed(
     examples: Mapping[str, bytes] = MappingProxyType({}),
     tokenizer: Tokenizer | None = None,
     output: OutputSpec | None = None,
+    stream: Path | None = None,
 ) -> Path:
     """Packs ``model`` as every one of ``builds``, id by precision, and returns the bundle's folder.
 
@@ -158,5 +159,6 @@ def packed(
         readme="on paper\n",
         examples=examples,
         tokenizer=made / "tokenizer.json" if tokenizer is not None else None,
+        stream=stream,
     )
     return bundle

@@ -154,6 +154,8 @@ def test_packages_of_apps_are_found_and_carried_whole(tmp_path, monkeypatch):
         (CLASSES, "image", (28, 28), "float32", "predict"),
         (CLASSES, "text", (48,), "int32", "triage"),
         (CLASSES, "vector", (4,), "float32", "predict"),
+        (CLASSES, "video", (8, 32, 32, 3), "uint8", "watch"),
+        (CLASSES, "video", (10, 7, 7, 512), "float32", "predict"),
         (OutputSpec("regression", ("K",), ("K",), scale=(1.0,)), "audio", (8000,), "float32", "predict"),
         (OutputSpec("regression", ("stars",), ("",), scale=(1.0,)), "text", (48,), "int32", "triage"),
     ],

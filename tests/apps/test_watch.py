@@ -4,73 +4,84 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import asdict
 
 import numpy as np
+import onnx
 import pytest
-import torch
+from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
+from apps import predict
 from apps.frames import Frame
 from apps.runtime import Bundle, BundleError
 from apps.runtime.clips import read_clip
 from apps.runtime.follow import StepFollower, WindowFollower
 from apps.watch import at_rate, main
-from distill.datasets.spec import Kind, ModalitySpec
-from distill.frontends import VideoOptions
-from distill.networks.registry import NetworkChoice
-from distill.student import Student, StudentSpec, student_outputs
-from mst_edge.core.files import sha256_file
-from mst_edge.core.scoring import OutputSpec
-from quantize.export import export_student
-from quantize.step import export_step
-from targets.pack import PackedBuild, pack
-from targets.spec import Build
-from tests.conftest import mst_edge
+from mst_edge.core.files import sha256_file, write_json
+from quantize.variant import STEP_ABOUT, STEP_MODEL, InputSpec, StepSpec
+from tests.apps.bundles import model_of, packed
 from tests.videos import grey_steps, write_video
 
-SPEC = ModalitySpec("clip", Kind.VIDEO, (6, 16, 24, 3), "uint8", 10)
-OUTPUT = OutputSpec("classification", ("up", "down", "still"))
-CLIPS = np.random.default_rng(0).integers(0, 256, (4, *SPEC.shape)).astype(np.uint8)
+SHAPE = (6, 16, 24, 3)
+LABELS = ("up", "down", "still")
+CLIPS = np.random.default_rng(0).integers(0, 256, (4, *SHAPE)).astype(np.uint8)
+WEIGHTS = np.random.default_rng(1).normal(0, 0.001, (16 * 24 * 3, 3)).astype(np.float32)
+
+
+def mean_of_frames() -> onnx.ModelProto:
+    """Logits of a clip: the mean of what a linear model says of each frame."""
+    nodes = [
+        helper.make_node("Cast", ["clip"], ["cast"], to=TensorProto.FLOAT),
+        helper.make_node("Reshape", ["cast", "flat"], ["rows"]),
+        helper.make_node("MatMul", ["rows", "weights"], ["each"]),
+        helper.make_node("ReduceMean", ["each", "time"], ["logits"], keepdims=0),
+    ]
+    given = ("clip", list(SHAPE), TensorProto.UINT8)
+    return model_of(nodes, given, 3, weights=WEIGHTS, flat=np.array([-1, 6, len(WEIGHTS)]), time=np.array([1]))
+
+
+def mean_so_far() -> onnx.ModelProto:
+    """The same of a stream: the state holds the sum, and how many frames there were."""
+    nodes = [
+        helper.make_node("Cast", ["clip"], ["cast"], to=TensorProto.FLOAT),
+        helper.make_node("Reshape", ["cast", "flat"], ["row"]),
+        helper.make_node("MatMul", ["row", "weights"], ["sums"]),
+        helper.make_node("Concat", ["sums", "one"], ["more"], axis=1),
+        helper.make_node("Add", ["state", "more"], ["next_state"]),
+        helper.make_node("Split", ["next_state", "parts"], ["sum", "count"], axis=1),
+        helper.make_node("Div", ["sum", "count"], ["logits"]),
+    ]
+    tensors = {"weights": WEIGHTS, "flat": np.array([1, len(WEIGHTS)]), "parts": np.array([3, 1])}
+    graph = helper.make_graph(
+        nodes,
+        "on_paper",
+        [
+            helper.make_tensor_value_info("clip", TensorProto.UINT8, [1, *SHAPE[1:]]),
+            helper.make_tensor_value_info("state", TensorProto.FLOAT, [1, 4]),
+        ],
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, size]) for name, size in OUTPUTS.items()],
+        [
+            numpy_helper.from_array(array, key)
+            for key, array in (*tensors.items(), ("one", np.ones((1, 1), np.float32)))
+        ],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
+
+
+OUTPUTS = {"logits": 3, "next_state": 4}
 
 
 @pytest.fixture(scope="module")
-def student():
-    torch.manual_seed(0)
-    made = Student(StudentSpec(SPEC, VideoOptions(), NetworkChoice("stream_cnn", {"width": 0.5}), OUTPUT))
-    made.frontend.fit([torch.from_numpy(CLIPS)])
-    made.train()
-    with torch.no_grad():
-        made(torch.from_numpy(CLIPS))
-    return made.eval()
-
-
-@pytest.fixture(scope="module")
-def bundle(student, tmp_path_factory):
-    """Packed as a run packs it, untrained."""
+def bundle(tmp_path_factory):
+    """Packed as a run packs it, of two models on paper."""
     folder = tmp_path_factory.mktemp("watch")
-    variant = export_student(student, folder / "fp32")
-    export_step(student, folder / "stream", CLIPS[:1])
-    (variant.folder / "build.json").write_text("{}")
-    outputs = np.concatenate(list(student_outputs(student, CLIPS)))
-    build = Build(
-        "onnxruntime-fp32", "cpu", "onnxruntime", "fp32", "fp32", variant.folder, "model.onnx", {"threads": 1}
-    )
-    pack(
-        folder / "bundle",
-        name="watched",
-        target="cpu",
-        output=OUTPUT,
-        input_spec=variant.input,
-        reference_inputs=CLIPS,
-        fp32_outputs=outputs,
-        builds=[PackedBuild(build, outputs, 1e-3, {"latency": {"p90_ms": 1.0}, "size_bytes": 1})],
-        gate={"verdict": "passed", "goals": {}, "checks": []},
-        provenance={},
-        licence="CC0",
-        readme="",
-        stream=folder / "stream",
-    )
-    return folder / "bundle"
+    spec = StepSpec("clip", SHAPE[1:], "uint8", 4, 6, tuple(range(6)), 10.0)
+    (folder / "stream").mkdir()
+    onnx.save(mean_so_far(), folder / "stream" / STEP_MODEL)
+    write_json(folder / "stream" / STEP_ABOUT, asdict(spec))
+    given = InputSpec("clip", "video", SHAPE, "uint8", 10)
+    return packed(folder / "bundle", mean_of_frames(), given, CLIPS, LABELS, stream=folder / "stream")
 
 
 def lines(capsys):
@@ -133,7 +144,7 @@ def test_a_video_file_streamed_says_what_its_clip_says(bundle, tmp_path, capsys)
     assert set(said[-1]["memory_mb"]) <= {"now", "peak"}
     with Bundle.open(bundle) as opened:
         sample = opened.read(film)
-        assert np.array_equal(sample.array, read_clip(film, SPEC.shape)[0])
+        assert np.array_equal(sample.array, read_clip(film, SHAPE)[0])
         assert said[-1]["probabilities"] == pytest.approx(opened.predict(sample.array).probabilities, abs=1e-4)
 
 
@@ -159,6 +170,19 @@ def test_folders_of_pictures_and_arrays_are_streams(bundle, tmp_path, capsys):
     printed = capsys.readouterr()
     assert [line.split()[2] for line in printed.out.splitlines()] == ["?", "?"]
     assert "has 2 of the 6 frames of a clip" not in printed.err  # it was told to stop
+
+
+def test_a_stream_begins_anew_after_the_frames_of_a_clip_unless_it_runs_on(bundle, tmp_path, capsys):
+    np.save(tmp_path / "two.npy", np.concatenate([CLIPS[0], CLIPS[1]]))
+    np.save(tmp_path / "one.npy", CLIPS[1])
+    assert main([str(bundle), str(tmp_path / "two.npy"), str(tmp_path / "one.npy"), "--json"]) == 0
+    said = lines(capsys)
+    assert [one["seen"] for one in said] == [1, 2, 3, 4, 5, 6] * 3
+    assert [one["probabilities"] for one in said[6:12]] == [one["probabilities"] for one in said[12:]]
+    assert main([str(bundle), str(tmp_path / "two.npy"), "--json", "--run-on"]) == 0
+    on = lines(capsys)
+    assert [one["seen"] for one in on] == list(range(1, 13))
+    assert on[-1]["probabilities"] != said[11]["probabilities"]
 
 
 def test_memory_does_not_grow_with_the_stream(bundle):
@@ -199,12 +223,12 @@ def test_frames_without_times_are_all_taken_and_others_at_the_rate():
     assert len(list(at_rate(iter(timed), None))) == 16
 
 
-def test_predict_takes_videos_and_says_where_frames_repeat(bundle, tmp_path):
+def test_predict_takes_videos_and_says_where_frames_repeat(bundle, tmp_path, capsys):
     write_video(tmp_path / "short.mkv", grey_steps(3))
-    done = mst_edge("predict", bundle, tmp_path / "short.mkv", "--json")
-    assert done.code == 0, done.err
-    assert "note: short.mkv has 3 frames: some are seen more than once" in done.err
+    assert predict.main([str(bundle), str(tmp_path), "--json"]) == 0
+    printed = capsys.readouterr()
+    assert "note: short.mkv has 3 frames: some are seen more than once" in printed.err
+    assert json.loads(printed.out)["label"] in LABELS
     (tmp_path / "short.mkv").write_bytes(b"")
-    done = mst_edge("predict", bundle, tmp_path / "short.mkv")
-    assert done.code == 2
-    assert "short.mkv: not a whole video" in done.err
+    assert predict.main([str(bundle), str(tmp_path / "short.mkv")]) == 2
+    assert "short.mkv: not a whole video" in capsys.readouterr().err

@@ -110,6 +110,8 @@ def test_a_strategy_is_what_numpy_says_in_training_and_on_the_device(options, ex
     axes = (0, *(axis + 1 for axis, size in enumerate(front.scale.shape) if size == 1))
     standard = (wanted - wanted.mean(axis=axes, keepdims=True)) / wanted.std(axis=axes, keepdims=True)
     assert np.abs(features.numpy() - standard).max() < 1e-3
+    if expected in (frames, grid):
+        return  # exported are those that hold all that these do
     variant = export_student(student, tmp_path / "fp32")
     assert variant.input.shape == SPEC.shape
     session = onnxruntime.InferenceSession(str(variant.model), providers=["CPUExecutionProvider"])

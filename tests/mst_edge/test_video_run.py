@@ -8,6 +8,7 @@ import json
 import numpy as np
 import pytest
 
+from apps.watch import main
 from mst_edge.core.files import sha256_file
 from tests.conftest import mst_edge, write_small_recipe
 from tests.videos import write_video
@@ -69,12 +70,11 @@ def test_the_step_model_travels_with_an_int8_build_and_is_recorded(run):
     assert "apps/watch.py" in manifest["files"]
 
 
-def test_the_bundle_watches_a_film(run):
+def test_the_bundle_watches_a_film(run, capsys):
     folder, _ = run
     film = next((folder / "data" / "left").iterdir())
-    done = mst_edge("app", "watch", folder / "out" / "bundles" / "cpu", film, "--json")
-    assert done.code == 0, done.err
-    answers = [json.loads(line) for line in done.out.splitlines()]
+    assert main([str(folder / "out" / "bundles" / "cpu"), str(film), "--json"]) == 0
+    answers = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert answers
     assert {one["label"] for one in answers} <= {"left", "right"}
     assert {one["build"] for one in answers} == {"models/stream.onnx"}
