@@ -56,6 +56,24 @@ WAV2VEC2 = {
     "num_conv_pos_embeddings": 8,
     "num_conv_pos_embedding_groups": 2,
 }
+_SEES = {**_TINY, "projection_dim": 24, "image_size": 32, "patch_size": 8}
+_SAYS = {**_TINY, "projection_dim": 24, "max_position_embeddings": 40}
+CLIP = {"model_type": "clip", "projection_dim": 24, "text_config": _SAYS, "vision_config": _SEES}
+XCLIP = {
+    "model_type": "xclip",
+    "projection_dim": 24,
+    "prompt_num_attention_heads": 2,
+    "prompt_layers": 1,
+    "text_config": _SAYS,
+    "vision_config": {
+        **_SEES,
+        "num_frames": 4,
+        "mit_hidden_size": 24,
+        "mit_intermediate_size": 32,
+        "mit_num_hidden_layers": 1,
+        "mit_num_attention_heads": 2,
+    },
+}
 IMAGENET = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}
 # As ``save_pretrained`` of the library's image processors writes them.
 PICTURES = {
@@ -90,7 +108,11 @@ def write_model(
     if tokenizer is not None:
         tokenizer.save(str(folder / "tokenizer.json"))
         (folder / "tokenizer_config.json").write_text(json.dumps({"pad_token": pad}))
-        said = {"vocab_size": tokenizer.get_vocab_size(), "pad_token_id": tokenizer.token_to_id(pad), **said}
+        ids = {"vocab_size": tokenizer.get_vocab_size(), "pad_token_id": tokenizer.token_to_id(pad)}
+        if "text_config" in said:
+            said["text_config"] = {**ids, "eos_token_id": tokenizer.token_to_id(pad), **said["text_config"]}
+        else:
+            said = {**ids, **said}
     if processor is not None:
         (folder / "preprocessor_config.json").write_text(json.dumps(processor))
     library = transformers()

@@ -1,4 +1,4 @@
-"""Tokenizers of language models, as the library ``tokenizers`` writes them: WordPiece and byte-level BPE.
+"""Tokenizers of language models, as the library ``tokenizers`` writes them: WordPiece and byte-level BPE, CLIP's too.
 
 What happens to a text is said by the file ``tokenizer.json``: special tokens in it are found, the rest is normalised,
 cut into words, and every word into tokens of the vocabulary; then the tokens that open and close a text are added.
@@ -32,6 +32,7 @@ _SURROGATES = re.compile("[\ud800-\udfff]")
 _SPACES = "\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
 _WORDS = re.compile(f"[^{_SPACES}]+")
 _SPACE = re.compile(f"[{_SPACES}]")
+_RUN = re.compile(f"[{_SPACES}]+")
 _CJK = re.compile(
     "([\u4e00-\u9fff\u3400-\u4dbf\U00020000-\U0002a6df\U0002a700-\U0002b73f\U0002b740-\U0002b81f"
     "\U0002b920-\U0002ceaf\uf900-\ufaff\U0002f800-\U0002fa1f])"
@@ -39,6 +40,13 @@ _CJK = re.compile(
 # GPT-2's cutting into words, over one letter per character: Letter, Number, Other, space and other White space.
 _GPT2 = re.compile(r" ?L+| ?N+| ?O+|[ W]+(?![LNO])|[ W]+")
 _CONTRACTIONS = re.compile("'(?:s|t|re|ve|m|ll|d)")
+# CLIP's: numbers one by one, and no white space.
+_CLIP = re.compile(r"L+|N|O+")
+_CLIP_PATTERNS = tuple(
+    f"{special}'s|'t|'re|'ve|'m|'ll|'d|[\\p{{L}}]+|[\\p{{N}}]|[^\\s\\p{{L}}\\p{{N}}]+"
+    for special in ("", r"<\|startoftext\|>|<\|endoftext\|>|")
+)
+_CLIP_SPECIAL = re.compile(r"<\|startoftext\|>|<\|endoftext\|>")
 
 Cut = Callable[[str], Iterable[str]]
 
@@ -215,12 +223,13 @@ def _normaliser(said: Mapping[str, Any] | None) -> Callable[[str], str]:
         return lambda text: functools.reduce(lambda done, part: part(done), parts, text)
     if kind in ("NFC", "NFD", "NFKC", "NFKD"):
         return functools.partial(unicodedata.normalize, kind)
-    if kind == "Lowercase":
-        return _lower
-    if kind == "StripAccents":
-        return _without_marks
+    if kind in _PLAIN:
+        return _PLAIN[kind]
     if kind == "BertNormalizer":
         return _bert_normaliser(said)
+    if kind == "Replace" and said["pattern"] == {"Regex": r"\s+"}:
+        content = said["content"]
+        return lambda text: _RUN.sub(lambda _found: content, text)
     raise _refused("normalizer", kind)
 
 
@@ -257,6 +266,9 @@ def _lower(text: str) -> str:
     return text.lower() if text.isascii() else "".join(char.lower() for char in text)
 
 
+_PLAIN: Mapping[str, Callable[[str], str]] = {"Lowercase": _lower, "StripAccents": _without_marks}
+
+
 @functools.lru_cache(_MOST_CACHED)
 def _category(char: str) -> str:
     return unicodedata.category(char)
@@ -270,7 +282,30 @@ def _pre_tokenizer(said: Mapping[str, Any] | None, model: str) -> Cut:
         if not said.get("use_regex", True):
             raise _refused("pre-tokenizer", "ByteLevel without use_regex")
         return functools.partial(_gpt2_words, prefix=bool(said["add_prefix_space"]))
+    if said is not None and kind == "Sequence" and model == "BPE":
+        split, *rest = said["pretokenizers"]
+        if _is_clips(split) and len(rest) == 1:
+            within = _pre_tokenizer(rest[0], model)
+            words = functools.partial(_clip_words, special=split["pattern"]["Regex"] == _CLIP_PATTERNS[1])
+            return lambda text: (part for word in words(text) for part in within(word))
     raise _refused("pre-tokenizer", f"{kind} before {model}")
+
+
+def _is_clips(said: Mapping[str, Any]) -> bool:
+    """Whether this part of a pre-tokenizer is CLIP's way to cut into words."""
+    pattern = (said.get("pattern") or {}).get("Regex")
+    return said["type"] == "Split" and pattern in _CLIP_PATTERNS and said["behavior"] == "Removed" and said["invert"]
+
+
+def _clip_words(text: str, *, special: bool) -> Iterator[str]:
+    """CLIP's pattern ``'s|'t|...|letters|number|others``; white space is dropped."""
+    classes, position = "".join(map(_class, text)), 0
+    while position < len(text):
+        found = (_CLIP_SPECIAL.match(text, position) if special else None) or _CONTRACTIONS.match(text, position)
+        found = found or _CLIP.match(classes, position)
+        if found is not None:
+            yield text[position : found.end()]
+        position = position + 1 if found is None else found.end()
 
 
 def _bert_words(text: str) -> Iterator[str]:
@@ -350,27 +385,34 @@ class _WordPiece:
 
 
 class _ByteLevelBpe:
-    """Byte-pair encoding over bytes; of all pairs the one learned first is merged, the leftmost of them first."""
+    """Byte-pair encoding over bytes; of all pairs the one learned first is merged, the leftmost of them first.
+
+    CLIP's bytes that end a word are tokens of their own, written with ``</w>``.
+    """
 
     def __init__(self, said: Mapping[str, Any]) -> None:
-        for option in ("dropout", "unk_token", "continuing_subword_prefix", "end_of_word_suffix"):
+        suffix = said.get("end_of_word_suffix") or ""
+        for option in ("dropout", "continuing_subword_prefix", *(() if suffix else ("unk_token",))):
             if said.get(option):
                 raise _refused("model", f"BPE with {option}")
         for option in ("fuse_unk", "byte_fallback", "ignore_merges"):
             if said.get(option):
                 raise _refused("model", f"BPE with {option}")
         vocab = said["vocab"]
-        missing = [char for char in _byte_characters() if char not in vocab]
+        wanted = [f"{char}{end}" for end in dict.fromkeys(("", suffix)) for char in _byte_characters()]
+        missing = [name for name in wanted if name not in vocab]
         if missing:
-            raise ValueError(f"its vocabulary lacks {len(missing)} of the 256 bytes: no byte-level BPE")
+            raise ValueError(f"its vocabulary lacks {len(missing)} of the {len(wanted)} bytes: no byte-level BPE")
         self._bytes = [int(vocab[char]) for char in _byte_characters()]
+        self._last_bytes = [int(vocab[f"{char}{suffix}"]) for char in _byte_characters()]
         self._merges: dict[tuple[int, int], tuple[int, int]] = {}
         for rank, merge in enumerate(said["merges"]):
             left, right = merge.split(" ") if isinstance(merge, str) else merge
             self._merges[vocab[left], vocab[right]] = (rank, vocab[left + right])
 
     def __call__(self, word: str) -> tuple[int, ...]:
-        ids = [self._bytes[byte] for byte in word.encode("utf-8")]
+        data = word.encode("utf-8")
+        ids = [*(self._bytes[byte] for byte in data[:-1]), *(self._last_bytes[byte] for byte in data[-1:])]
         # A chain of the tokens that are left; a position whose token was swallowed is -1.
         after = [*range(1, len(ids)), -1]
         before = list(range(-1, len(ids) - 1))
@@ -442,4 +484,4 @@ def _special(token: str, ids: Mapping[str, int]) -> int:
 
 
 def _refused(part: str, what: str) -> ValueError:
-    return ValueError(f"{part} {what} is not supported: WordPiece of BERT and byte-level BPE of GPT-2 are")
+    return ValueError(f"{part} {what} is not supported: WordPiece of BERT and byte-level BPE of GPT-2 and CLIP are")

@@ -111,8 +111,8 @@ def _linear_layers(network: nn.Module, layers: Sequence[str]) -> list[str]:
 def leave_out(network: nn.Module, names: Collection[str]) -> None:
     """Lets the network's state hold no weights of these names, and take a state without them."""
     setattr(network, _KEEPS, frozenset(names))
-    network.register_state_dict_post_hook(_drop)
-    network.register_load_state_dict_pre_hook(_fill)
+    network.register_state_dict_post_hook(_drop)  # type: ignore[no-untyped-call]
+    network.register_load_state_dict_pre_hook(_fill)  # type: ignore[no-untyped-call]
 
 
 def _drop(network: nn.Module, state: dict[str, Tensor], prefix: str, _metadata: object) -> None:

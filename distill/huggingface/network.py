@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from distill.huggingface.adapters import adapt, lora_options, merge, parse_lora
 from distill.huggingface.body import has_towers, open_body
+from distill.huggingface.choices import Origin, compute_again, keep_weights, require_one_of
 from distill.huggingface.inputs import (
     PICTURE,
     TEXT,
@@ -19,14 +20,14 @@ from distill.huggingface.inputs import (
     reader_of,
     require_own_tokenizer,
 )
+from distill.huggingface.pair import HuggingFacePair
 from distill.huggingface.source import Source
 from distill.networks.encoders import Classifier
-from distill.networks.registry import blank_features, find_layer
+from distill.networks.registry import blank_features
 from distill.networks.transformer import ChannelsFirst
 from distill.tokens import TokenShape
-from mst_edge.core.errors import UserError, unknown_name
+from mst_edge.core.errors import UserError
 
-Origin = Literal["own", "none"]
 Pooling = Literal["auto", "first", "mean", "own"]
 
 
@@ -61,6 +62,7 @@ class HuggingFace(Classifier):
     reads_tokens = None  # as the model does
     maskable = ("tokens", "pooled")
     prepares = ("reader",)
+    of_several = HuggingFacePair
 
     def __init__(
         self,
@@ -177,34 +179,3 @@ def _resolved(pooling: Pooling, own: bool, kind: str) -> Pooling:
     if pooling != "auto":
         return pooling
     return "own" if own else "first" if kind == TEXT else "mean"
-
-
-def keep_weights(module: nn.Module, frozen: Sequence[str]) -> None:
-    """Stops learning in the layers at these dotted paths.
-
-    Raises:
-        UserError: there is no such layer.
-    """
-    for path in frozen:
-        find_layer(module, path, where="frozen").requires_grad_(False)
-
-
-def compute_again(body: Any) -> None:
-    """Lets a model compute again in the backward pass what it would keep in memory.
-
-    Raises:
-        UserError: it cannot.
-    """
-    if not body.supports_gradient_checkpointing:
-        raise UserError(f"{body.config.model_type} has no checkpointing", where="checkpointing", fix="leave it out")
-    body.activation_checkpointing_enable({"use_reentrant": False})
-
-
-def require_one_of(option: str, said: object, choices: Sequence[str]) -> None:
-    """Refuses an option's value that is not among its choices.
-
-    Raises:
-        UserError: names the closest.
-    """
-    if said not in choices:
-        raise unknown_name(option, said, choices, where=option)

@@ -7,8 +7,9 @@ takes ``(input_shapes, num_outputs, **options)``, both by modality name, and set
 ``(batch, C, ...)``. Features are float32; those of a text are token ids in int32, and their shape is a
 ``TokenShape``, which knows the size of the vocabulary. A network that reads them sets ``reads_tokens = True``; None
 says that it refuses itself what it cannot read. One that starts from files sets ``rebuilt_by``: options that build it
-again without them; and ``pretrained``: dotted paths of the layers whose weights came from there. One that is deployed
-in another form than it learns in is ``Deployable``.
+again without them; and ``pretrained``: dotted paths of the layers whose weights came from there. ``of_several`` names
+the class of the same name that reads several modalities. One that is deployed in another form than it learns in is
+``Deployable``.
 One that learns by more than the task's loss on its logits is ``SelfTaught``; one that streams is ``Streaming``.
 One whose ``class_vectors()``, ``(classes, d)``, lie in the space of one of its features names that in ``class_space``:
 a dotted path, or ``embed``.
@@ -157,7 +158,9 @@ def build_model(
         UserError: unknown network or option, wrong number of modalities, or a shape it cannot take.
     """
     network, options = resolve(choice.network, choice.options, shapes, where=where, dense=map_size is not None)
-    cls = NETWORKS.get(network, where=f"{where}.network")
+    cls: Any = NETWORKS.get(network, where=f"{where}.network")
+    if len(shapes) > 1:
+        cls = getattr(cls, "of_several", cls)
     multimodal = bool(getattr(cls, "multimodal", False))
     if not multimodal and len(shapes) != 1:
         raise UserError(

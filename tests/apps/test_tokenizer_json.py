@@ -14,7 +14,7 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 from apps.runtime.errors import BundleError
 from apps.runtime.tokenizer import parse_tokenizer, read_tokenizer
 from apps.runtime.tokenizer_json import JsonTokenizer
-from tests.language_tokenizers import byte_level, word_piece
+from tests.language_tokenizers import byte_level, clip, word_piece
 from tests.texts import make_texts
 
 TEXTS = [
@@ -28,6 +28,7 @@ KINDS = {
     "cased word pieces": word_piece(TEXTS, lowercase=False),
     "bytes": byte_level(TEXTS),
     "bytes after a space": byte_level(TEXTS, prefix=True),
+    "clip": clip(TEXTS),
 }
 LENGTH = 24
 NASTY = [
@@ -78,14 +79,19 @@ ANY_TEXT = st.text(st.characters(categories=["L", "M", "N", "P", "S", "Z", "Cc",
 )
 
 
+def filling(library: Tokenizer) -> str:
+    """The token that fills up."""
+    return next(name for name in ("[PAD]", "<pad>", "<|endoftext|>") if library.token_to_id(name) is not None)
+
+
 def ours(library: Tokenizer, max_tokens: int = LENGTH, **changes: object) -> JsonTokenizer:
-    padding = library.token_to_id("[PAD]" if library.token_to_id("[PAD]") is not None else "<pad>")
+    padding = library.token_to_id(filling(library))
     return JsonTokenizer({**json.loads(library.to_str()), **changes}, padding, max_tokens)
 
 
 def theirs(library: Tokenizer, text: str, max_tokens: int = LENGTH) -> list[int]:
     copy = Tokenizer.from_str(library.to_str())
-    name = "[PAD]" if copy.token_to_id("[PAD]") is not None else "<pad>"
+    name = filling(copy)
     copy.enable_truncation(max_tokens)
     copy.enable_padding(length=max_tokens, pad_id=copy.token_to_id(name), pad_token=name)
     return copy.encode(text).ids
@@ -119,6 +125,16 @@ def test_what_is_cut_off_and_what_is_empty_is_told():
         assert not cut
         assert not tokenizer.says_nothing(tokenizer.encode("fire")[0])
         assert tokenizer.encode("\ud83d")[0].tolist() == tokenizer.encode("\ufffd")[0].tolist()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_tokens_are_spelt_as_the_library_spells_them(kind):
+    """Without those that fill up; CLIP's that ends a text fills up, too."""
+    library, text = KINDS[kind], "The River's fire: 12 🔥"
+    spelt = library.encode(text).tokens
+    wanted = [token for token in spelt if token != filling(library)]
+    assert ours(library, 64).spelt(ours(library, 64).encode(text)[0]) == wanted
+    assert ours(library).spelt(np.array([library.get_vocab_size() + 5])) == [""]
 
 
 def test_a_word_without_end_is_no_square():
@@ -158,7 +174,16 @@ def _part(thing: object) -> dict[str, object]:
             r"lacks the token for unknown words, \[UNK\]",
         ),
         ({"model": _part(models.BPE({"a": 0}, []))}, "lacks 255 of the 256 bytes: no byte-level BPE"),
-        ({"model": _part(models.BPE({}, [], end_of_word_suffix="</w>"))}, "BPE with end_of_word_suffix is not"),
+        ({"model": _part(models.BPE({"a": 0}, [], end_of_word_suffix="</w>"))}, "lacks 511 of the 512 bytes"),
+        ({"model": _part(models.BPE({"a": 0}, [], unk_token="a"))}, "BPE with unk_token is not supported"),
+        ({"normalizer": _part(normalizers.Replace("a", "b"))}, "normalizer Replace is not supported"),
+        (
+            {
+                "model": _part(models.BPE({"a": 0}, [])),
+                "pre_tokenizer": _part(pre_tokenizers.Sequence([pre_tokenizers.Digits(), pre_tokenizers.ByteLevel()])),
+            },
+            "lacks 255 of the 256 bytes",
+        ),
     ],
 )
 def test_what_it_cannot_do_is_refused_by_name(changes, says):

@@ -69,6 +69,33 @@ def test_without_weights_it_fits_any_tokenizer(folders):
     model.module.train()(torch.randint(0, 999, (2, 16))).sum().backward()
 
 
+@pytest.mark.parametrize("name", ["distilbert", "roberta"])
+def test_in_bf16_and_computed_again_it_learns_the_same(folders, name):
+    """Checkpointing changes no gradient; bfloat16 changes them by its rounding, of 2^-8, and no more."""
+    tokenizer = source_of(f"hf:{folders / name}", "").tokenizer(24)
+    ids = torch.from_numpy(tokenizer.encode_all(TEXTS[:8]))
+    found = {}
+    for kind, options, bf16 in (("plain", {}, False), ("again", {"checkpointing": True}, False), ("bf16", {}, True)):
+        torch.manual_seed(0)
+        model = _build(folders / name, _shape(tokenizer), dropout=0.0, **options).module
+        for part in model.modules():
+            if isinstance(part, torch.nn.Dropout):
+                part.p = 0.0
+        calls = []
+        layers = next(part for part in model.trunk.modules() if isinstance(part, torch.nn.ModuleList))
+        layers[0].register_forward_pre_hook(lambda *_, calls=calls: calls.append(1))
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bf16):
+            logits = model.train()(ids)
+            torch.nn.functional.cross_entropy(logits.float(), torch.arange(8) % 3).backward()
+        assert logits.dtype == (torch.bfloat16 if bf16 else torch.float32)
+        found[kind] = torch.cat([weight.grad.flatten() for weight in model.trunk.parameters()]), len(calls)
+    (plain, once), (again, twice), (rounded, _) = found.values()
+    assert (once, twice) == (1, 2)
+    torch.testing.assert_close(again, plain, atol=1e-6, rtol=1e-5)
+    assert torch.nn.functional.cosine_similarity(rounded, plain, dim=0) > 0.99
+    assert not torch.equal(rounded, plain)
+
+
 def test_pickled_weights_and_unfit_tokenizers_are_refused(folders, tmp_path):
     tokenizer = word_piece(TEXTS)
     folder = write_model(tmp_path / "m", DISTILBERT, tokenizer)

@@ -15,7 +15,7 @@ from distill.networks.registry import NetworkChoice, build_model
 from distill.student import Student, StudentSpec
 from mst_edge.core.scoring import OutputSpec
 from quantize.export import export_student
-from tests.huggingface_models import PICTURES, RESNET, SOUNDS, VIT, WAV2VEC2, write_model
+from tests.huggingface_models import PICTURES, SOUNDS, VIT, WAV2VEC2, write_model
 from tests.quantize.test_export_and_int8 import answers
 from tests.quantize.test_networks_export import _onnxruntime, _openvino
 from tests.quantizing import quantized
@@ -23,7 +23,7 @@ from tests.quantizing import quantized
 pytest.importorskip("transformers")
 PHOTO = ModalitySpec("photo", Kind.IMAGE, (32, 32, 3), "uint8")
 SOUND = ModalitySpec("sound", Kind.AUDIO, (1600,), "float32", 16000)
-MODELS = {"vit": (PHOTO, VIT, PICTURES), "resnet": (PHOTO, RESNET, PICTURES), "wav2vec2": (SOUND, WAV2VEC2, SOUNDS)}
+MODELS = {"vit": (PHOTO, VIT, PICTURES), "wav2vec2": (SOUND, WAV2VEC2, SOUNDS)}
 
 
 @pytest.fixture(scope="module", params=MODELS)
