@@ -155,7 +155,8 @@ def _spread(values: Sequence[float]) -> str:
 
 
 def _points(gain: Interval) -> str:
-    return f"{100 * gain.estimate:+.2f} ({100 * gain.low:+.2f} {100 * gain.high:+.2f})"
+    estimate, low, high = (round(100 * end, 2) + 0.0 for end in (gain.estimate, gain.low, gain.high))  # no -0.00
+    return f"{estimate:+.2f} ({low:+.2f} {high:+.2f})"
 
 
 if __name__ == "__main__":

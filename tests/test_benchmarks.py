@@ -6,10 +6,12 @@ import json
 import re
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
+from sklearn.metrics import f1_score
 
-from benchmarks import contestants, quantization, runtimes
+from benchmarks import contestants, quantization, runtimes, text
 from benchmarks.distill_speed import Ours, Plain, Plan, TakesTurns, main, make_store
 from benchmarks.peak import Peak
 from benchmarks.plain_mst import PlainMst
@@ -205,3 +207,9 @@ def test_a_contender_beats_us_only_within_the_goal_and_beyond_noise():
     assert student.beaten_by == ["a"]
     assert student.overhead_holds  # 5 % of a millisecond
     assert not replace(student, overhead_us=51.0).overhead_holds
+
+
+def test_macro_f1_is_sklearns():
+    rng = np.random.default_rng(0)
+    target, said = rng.integers(0, 4, 200), rng.integers(0, 5, 200)  # a class that is said and never true
+    assert text.macro_f1(said, target) == pytest.approx(f1_score(target, said, average="macro", zero_division=0))

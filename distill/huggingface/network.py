@@ -107,7 +107,7 @@ class HuggingFace(Classifier):
         self.embedding_dim = self._width(input_shape)
         self.dropout = nn.Dropout(dropout)
         self.head = nn.Linear(self.embedding_dim, num_outputs)
-        self.pretrained = ("trunk",) if loads else ()
+        self.pretrained = ("trunk", "projection") if loads else ()
         keep_weights(self, frozen)
         if adapters is not None:
             adapt(self, adapters)
