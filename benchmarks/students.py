@@ -94,7 +94,9 @@ def main() -> None:
 
 def _candidate(spec: ModalitySpec, choice: NetworkChoice, name: str, folder: Path) -> Candidate:
     torch.manual_seed(0)
-    student = Student(StudentSpec(spec, frontend_options(spec.kind)(), choice, OutputSpec("classification", tuple("0123456789"))))
+    student = Student(
+        StudentSpec(spec, frontend_options(spec.kind)(), choice, OutputSpec("classification", tuple("0123456789")))
+    )
     fp32 = export_student(student, folder / "variants" / "fp32")
     samples = _samples(spec, 16)
     calibration = save_calibration(folder / "variants" / "calibration", 16, samples.__getitem__, real=False)

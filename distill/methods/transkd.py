@@ -237,6 +237,6 @@ def hierarchical_distance(own: Tensor, wanted: Tensor) -> Tensor:
     for side in _POOLED:
         if side < min(own.shape[2:]):
             weight /= 2
-            parts = (functional.adaptive_avg_pool2d(x, side) for x in (own, wanted))
-            total, weights = total + weight * functional.mse_loss(*parts), weights + weight
+            ours, theirs = (functional.adaptive_avg_pool2d(x, side) for x in (own, wanted))
+            total, weights = total + weight * functional.mse_loss(ours, theirs), weights + weight
     return total / weights

@@ -142,7 +142,9 @@ class Head(nn.Sequential):
         super().__init__(nn.Linear(width, wanted), nn.GELU(), nn.LayerNorm(wanted), nn.Linear(wanted, wanted))
 
     def forward(self, x: Tensor) -> Tensor:
-        return functional.normalize(super().forward(x), dim=-1)
+        for layer in self:
+            x = layer(x)
+        return functional.normalize(x, dim=-1)
 
 
 class TokenComparison(Comparison):

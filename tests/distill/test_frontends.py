@@ -7,7 +7,15 @@ import pytest
 import torch
 
 from distill.datasets.spec import Kind, ModalitySpec
-from distill.frontends import ImageOptions, ImageScale, LogMel, LogMelOptions, NoOptions, frontend_options, make_frontend
+from distill.frontends import (
+    ImageOptions,
+    ImageScale,
+    LogMel,
+    LogMelOptions,
+    NoOptions,
+    frontend_options,
+    make_frontend,
+)
 from distill.mels import mel_bank
 from mst_edge.core.errors import UserError
 

@@ -195,7 +195,13 @@ def test_it_teaches_and_nothing_of_it_is_exported(store, tmp_path):
     assert helpers > student.parameters
     spec = ModalitySpec("depth", Kind.IMAGE, (16, 20, 1), "float32")
     whole = Student(
-        StudentSpec(spec, frontend_options(spec.kind)(), NetworkChoice("small_unet", student.options), method.lab.task.output, (16, 20))
+        StudentSpec(
+            spec,
+            frontend_options(spec.kind)(),
+            NetworkChoice("small_unet", student.options),
+            method.lab.task.output,
+            (16, 20),
+        )
     )
     whole.network.load_state_dict(student.module.state_dict())
     variant = export_student(whole.eval(), tmp_path / "fp32")
