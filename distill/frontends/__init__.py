@@ -20,9 +20,24 @@ from distill.frontends.texts import TokenIds, TokenizerOptions
 from distill.video_inputs.base import VideoOptions
 
 __all__ = [
-    "Frontend", "ImageOptions", "ImageScale", "LogMel", "LogMelOptions", "NoOptions", "RawOptions", "RawWave",
-    "SequenceScale", "Standardiser", "TokenIds", "TokenizerOptions", "VectorScale", "VideoOptions", "VideoScale", "frontend_options", "make_frontend",
-]  # fmt: skip
+    "Frontend",
+    "ImageOptions",
+    "ImageScale",
+    "LogMel",
+    "LogMelOptions",
+    "NoOptions",
+    "RawOptions",
+    "RawWave",
+    "SequenceScale",
+    "Standardiser",
+    "TokenIds",
+    "TokenizerOptions",
+    "VectorScale",
+    "VideoOptions",
+    "VideoScale",
+    "frontend_options",
+    "make_frontend",
+]
 
 _BY_KIND: dict[Kind, Any] = {
     cls.kind: cls for cls in (ImageScale, LogMel, SequenceScale, VectorScale, VideoScale, TokenIds)
