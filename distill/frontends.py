@@ -30,7 +30,7 @@ from apps.runtime.tokenizer_json import JsonTokenizer
 from distill import mels as mels_module
 from distill import tokens as tokens_module
 from distill.datasets.spec import Kind, ModalitySpec
-from distill.mels import fourier_rows, mel_bank
+from distill.mels import LogMelOptions, fourier_rows, mel_bank
 from distill.shapes import NumberShape
 from distill.tokens import TokenShape, learn_merges
 from distill.video_inputs import base as video_inputs_module
@@ -226,30 +226,6 @@ class ImageScale(Standardiser):
     def transform(self, raw: Tensor) -> Tensor:
         channels_first = raw.reshape(-1, *self.feature_shape) if raw.ndim == 3 else raw.permute(0, 3, 1, 2)
         return channels_first.float()
-
-
-@dataclass(frozen=True)
-class LogMelOptions:
-    """Analysis of a waveform.
-
-    Attributes:
-        features: ``log_mel``; ``raw`` leaves the waveform as it is, and takes no other option.
-        window: samples under the Hann window.
-        hop: samples from one frame to the next.
-        n_fft: points of the Fourier transform, at least ``window``; 0 takes ``window``.
-        mels: number of mel bands (HTK scale).
-        low_hz, high_hz: edges of the lowest and highest band; ``high_hz`` 0 takes half the sample rate.
-        floor_db: level that silence is lifted to, relative to full scale.
-    """
-
-    features: Literal["log_mel"] = "log_mel"
-    window: int = 256
-    hop: int = 128
-    n_fft: int = 0
-    mels: int = 40
-    low_hz: float = 60.0
-    high_hz: float = 0.0
-    floor_db: float = -80.0
 
 
 class LogMel(Standardiser):

@@ -1,11 +1,37 @@
-"""Constants of a log-mel spectrogram: the Fourier transform as weights of a convolution, and the mel bands."""
+"""A log-mel spectrogram's options and constants: the Fourier transform as weights of a convolution, and mel bands."""
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class LogMelOptions:
+    """Analysis of a waveform.
+
+    Attributes:
+        features: ``log_mel``; ``raw`` leaves the waveform as it is, and takes no other option.
+        window: samples under the Hann window.
+        hop: samples from one frame to the next.
+        n_fft: points of the Fourier transform, at least ``window``; 0 takes ``window``.
+        mels: number of mel bands (HTK scale).
+        low_hz, high_hz: edges of the lowest and highest band; ``high_hz`` 0 takes half the sample rate.
+        floor_db: level that silence is lifted to, relative to full scale.
+    """
+
+    features: Literal["log_mel"] = "log_mel"
+    window: int = 256
+    hop: int = 128
+    n_fft: int = 0
+    mels: int = 40
+    low_hz: float = 60.0
+    high_hz: float = 0.0
+    floor_db: float = -80.0
 
 
 def mel_bank(mels: int, n_fft: int, rate_hz: int, low_hz: float, high_hz: float) -> NDArray[np.float32]:

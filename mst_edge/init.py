@@ -16,7 +16,8 @@ import yaml
 from distill.datasets.files import FilesOptions, list_files, open_any, settle
 from distill.datasets.spec import Dataset, Kind, ModalitySpec
 from distill.datasets.target import CLASSIFICATION
-from distill.frontends import LogMelOptions, TokenizerOptions, frontend_options, make_frontend
+from distill.frontends import TokenizerOptions, frontend_options, make_frontend
+from distill.mels import LogMelOptions
 from distill.networks.auto import auto_dense_network, auto_network
 from mst_edge.core.errors import UserError, unknown_name
 from mst_edge.core.files import write_text

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from distill.datasets.spec import Kind, ModalitySpec
-from distill.frontends import LogMelOptions
+from distill.mels import LogMelOptions
 from distill.networks.registry import NetworkChoice
 from distill.student import Student, StudentSpec
 from mst_edge.core.scoring import OutputSpec

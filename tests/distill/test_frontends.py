@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from distill.datasets.spec import Kind, ModalitySpec
-from distill.frontends import ImageScale, LogMel, LogMelOptions, NoOptions, frontend_options, make_frontend
-from distill.mels import mel_bank
+from distill.frontends import ImageScale, LogMel, NoOptions, frontend_options, make_frontend
+from distill.mels import LogMelOptions, mel_bank
 from mst_edge.core.errors import UserError
 
 

@@ -10,7 +10,8 @@ import torch
 
 from distill.datasets.arrays import open_arrays
 from distill.datasets.spec import Kind, ModalitySpec
-from distill.frontends import LogMelOptions, frontend_options
+from distill.frontends import frontend_options
+from distill.mels import LogMelOptions
 from distill.networks.registry import NetworkChoice
 from distill.student import Student, StudentSpec, load_student, save_student, student_outputs
 from mst_edge.core.errors import UserError

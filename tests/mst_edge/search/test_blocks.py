@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from distill.datasets.spec import Kind, ModalitySpec
-from distill.frontends import LogMelOptions, NoOptions
+from distill.frontends import NoOptions
+from distill.mels import LogMelOptions
 from distill.networks.registry import NetworkChoice
 from distill.networks.transformer import EncoderBlock
 from distill.student import Student, StudentSpec
