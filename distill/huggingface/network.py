@@ -107,7 +107,8 @@ class HuggingFace(Classifier):
         self.embedding_dim = self._width(input_shape)
         self.dropout = nn.Dropout(dropout)
         self.head = nn.Linear(self.embedding_dim, num_outputs)
-        self.pretrained = ("trunk", "projection") if loads else ()
+        # What adapters stand beside does not learn.
+        self.pretrained = ("trunk", "projection") if loads and adapters is None else ()
         keep_weights(self, frozen)
         if adapters is not None:
             adapt(self, adapters)

@@ -71,6 +71,7 @@ class HuggingFacePair(nn.Module):
                 prepared = input_facts(PICTURE, source, sight)
         if prepared:
             self.sight_reader.follow(prepared)
+        self.pretrained = ("trunk",) if loads else ()
         # Only a model's own tokenizer writes a token at the end of every text.
         self._ends = bool(text.identity)
         self.seen, self.said, self.fused = nn.Identity(), nn.Identity(), nn.Identity()
