@@ -84,7 +84,7 @@ class StepFollower(Follower):
         """The largest difference from what the fp32 model says of reference clips."""
         apart = 0.0
         wanted = self._bundle.fp32_outputs()
-        for clip, expected in zip(self._bundle.reference_inputs()[:_PROVED], wanted[:_PROVED]):  # noqa: B905
+        for clip, expected in zip(self._bundle.reference_inputs()[:_PROVED], wanted[:_PROVED], strict=True):
             said = np.zeros(0, np.float32)
             for number in self._entry.taken:
                 said = self._step(clip[number])
