@@ -16,10 +16,14 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
+import torch
+
 from distill.datasets.builder import find_data_root
 from distill.lab import Lab
 from distill.methods.base import METHODS
+from distill.methods.dcd import DcdOptions
 from distill.methods.two_branches import TwoBranches
+from distill.mixing import Mixer
 from distill.training.phase import Silent
 from mst_edge.core.border import parse
 from mst_edge.recipe import Recipe
@@ -73,13 +77,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--pairs", type=int, default=RECIPE["dataset"]["options"]["pairs"])
     parser.add_argument("--epochs", type=int, default=20, help="of every network")
     parser.add_argument("--out", type=Path, required=True, help="keeps the training; what is there is not done again")
-    said = parser.parse_args(arguments)
+    given = parser.parse_args(arguments)
     found: dict[str, list[dict[str, float]]] = {}
-    for seed in map(int, said.seeds.split(",")):
-        lab = open_lab(seed, said.pairs, said.epochs, find_data_root(said.data_root), said.out / str(seed))
+    matched: list[float] = []
+    for seed in map(int, given.seeds.split(",")):
+        lab = open_lab(seed, given.pairs, given.epochs, find_data_root(given.data_root), given.out / str(seed))
+        matched.append(own_pair(lab))
         for row in ROWS:
             found.setdefault(row.title, []).append(retrieve(lab, row))
     print("\n".join(table(found)))
+    print(f"\nThe teacher's probability of a query's own pair among its hardest candidates: {said(matched)}")
 
 
 def open_lab(seed: int, pairs: int, epochs: int, data_root: Path | None, folder: Path) -> Lab:
@@ -95,6 +102,21 @@ def open_lab(seed: int, pairs: int, epochs: int, data_root: Path | None, folder:
     lab = make_lab(recipe, prepare(recipe, data_root), folder / "alone", pick_device("cpu"), Silent())
     lab.trained_teacher(lab.main_teacher)
     return lab
+
+
+def own_pair(lab: Lab) -> float:
+    """Of training samples, the probability that the teacher's match scores give a query's own pair, among it and the
+    hardest candidates of its batch; mean over both directions."""
+    options, shares = DcdOptions(), []
+    mixer = Mixer(lab, lab.trained_teacher(lab.main_teacher))
+    batches = lab.store.shuffled("train", lab.session.batch_size, [0], mixer.reads, lab.session.device)
+    for batch in batches:
+        for modality in ("audio", "image"):
+            match = mixer.match_scores(batch, modality)
+            others = match.masked_fill(batch.target[:, None] == batch.target, -torch.inf)
+            hardest = others.topk(options.negatives, dim=1).values
+            shares.append(torch.cat([match.diagonal()[:, None], hardest], dim=1).softmax(dim=1)[:, 0])
+    return float(torch.cat(shares).mean())
 
 
 def retrieve(lab: Lab, row: Row) -> dict[str, float]:

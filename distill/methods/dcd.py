@@ -34,8 +34,8 @@ class DcdOptions(TwoBranchOptions):
         teacher: one that reads both modalities; empty takes ``multimodal``.
         partner: modality that is searched, and searches; empty takes the first that the student does not read. Its
             network is that of the cross-modal teacher.
-        embedding: what cosines compare: the ``probabilities`` of the classes, or the ``logits`` that these come from,
-            on whose length cosines put no limit: a sharp temperature then leaves labels no say.
+        embedding: what cosines compare: the ``probabilities`` of the classes, or the ``logits`` that these come from:
+            a cosine's gradient grows as they shrink, and at a sharp temperature labels then have little say.
         negatives: candidates of a batch that each query is told apart from, those that the teacher matches best.
         mined: among ``other_classes``, or among ``all`` samples but the query's own, where pairs count, not classes.
         temperature: divides the student's cosines. teacher_temperature: divides the teacher's match scores.

@@ -12,8 +12,9 @@ from distill.datasets.spec import Kind, ModalitySpec
 from distill.student import Student
 from mst_edge.core.errors import UserError
 from quantize.export import export_student
+from quantize.qat.twin import fake_quantized
 from quantize.variant import Variant
-from tests.quantize.test_export_and_int8 import AUDIO, IMAGE, SIGNAL, answers, make_student, raw_samples
+from tests.quantize.test_export_and_int8 import AUDIO, FACTS, IMAGE, SIGNAL, answers, make_student, raw_samples
 from tests.quantize.trained import require_what_was_trained
 from tests.quantizing import quantized
 
@@ -87,3 +88,13 @@ def test_both_runtimes_compute_what_was_trained_in_int8(exported, tmp_path):
             require_what_was_trained(student, variant, raw, tmp_path)
     else:
         require_what_was_trained(student, variant, raw, tmp_path)
+
+
+def test_training_in_int8_leaves_class_vectors_alone(tmp_path):
+    student = make_student(FACTS, "class_matrix", {"encoder": {"network": "mlp"}, "dim": 24})
+    variant = export_student(student, tmp_path / "fp32")
+    int8 = quantized(variant, raw_samples(FACTS, 16), tmp_path / "int8")
+    constants = fake_quantized(student, variant, int8.model).network.constants
+    learning = {name.removesuffix("_DequantizeLinear_Output"): said.learns for name, said in constants.items()}
+    assert learning["network.project.weight"]
+    assert not learning["network.vectors"]
