@@ -23,6 +23,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from distill.datasets.spec import Kind
+from distill.tokens import TokenShape
 from mst_edge.core.errors import UserError
 
 _POOL = 1 << 20
@@ -44,6 +45,10 @@ class Augmentation(ABC):
     @abstractmethod
     def __call__(self, features: Tensor, draws: Tensor) -> Tensor:
         """Changed features from ``(batch, *feature_shape)`` and ``(batch, draws)`` numbers in [0, 1)."""
+
+    def on(self, shape: Sequence[int]) -> Augmentation:
+        """What changes features of this shape."""
+        return self
 
     @property
     def is_on(self) -> bool:
@@ -213,7 +218,8 @@ class TextAugmentation(Augmentation):
     """Of token ids ``(batch, tokens)``.
 
     Attributes:
-        drop: share of tokens that become padding, which networks do not look at.
+        drop: share of tokens that become padding, which networks do not look at. The first token of a language model
+            stays: it stands for the text.
     """
 
     drop: float = 0.0
@@ -221,9 +227,28 @@ class TextAugmentation(Augmentation):
     kind = Kind.TEXT
     draws = 1
 
+    def on(self, shape: Sequence[int]) -> Augmentation:
+        return (
+            _LanguageModelText(self.drop, shape.padding) if isinstance(shape, TokenShape) and shape.identity else self
+        )
+
     def __call__(self, features: Tensor, draws: Tensor) -> Tensor:
-        noise = _noise(features, draws[:, 0])
-        return features.masked_fill(noise < NormalDist().inv_cdf(self.drop), 0)
+        return features.masked_fill(self._dropped(features, draws), 0)
+
+    def _dropped(self, features: Tensor, draws: Tensor) -> Tensor:
+        return _noise(features, draws[:, 0]) < NormalDist().inv_cdf(self.drop)
+
+
+@dataclass(frozen=True)
+class _LanguageModelText(TextAugmentation):
+    """Of the ids of a language model's own tokenizer."""
+
+    padding: int = 0
+
+    def __call__(self, features: Tensor, draws: Tensor) -> Tensor:
+        dropped = self._dropped(features, draws)
+        dropped[:, 0] = False
+        return features.masked_fill(dropped, self.padding)
 
 
 _BY_KIND: Mapping[Kind, type[Augmentation]] = {

@@ -72,12 +72,16 @@ class FeatureStore:
         self.dataset = dataset
         self.splits = splits
         self.frontends = frontends
-        self._augmentations = {name: chosen for name, chosen in (augmentations or {}).items() if chosen.is_on}
         self._folders = {name: _features(dataset, splits["train"], name, front) for name, front in frontends.items()}
         self._arrays = {
             name: np.load(folder / _FEATURES, mmap_mode="r", allow_pickle=False)
             for name, folder in self._folders.items()
             if not frontends[name].in_place
+        }
+        self._augmentations = {
+            name: chosen.on(frontends[name].feature_shape)
+            for name, chosen in (augmentations or {}).items()
+            if chosen.is_on
         }
         # What is read in place is label maps: they stay on disk, and become class numbers batch by batch.
         self._target = dataset.target

@@ -18,6 +18,7 @@ from distill.frozen import Frozen
 from distill.lab import freeze
 from distill.masks import MaskedTeacher, make_specialised
 from distill.methods.base import METHODS
+from distill.tokens import TokenShape
 from distill.training.features import FeatureStore
 from mst_edge.core.errors import UserError
 from mst_edge.recipe import load_recipe
@@ -62,6 +63,16 @@ def test_dropped_tokens_become_padding_and_the_rest_stays():
     assert float(gone.float().mean()) == pytest.approx(0.3, abs=0.03)
     assert torch.equal(out[~gone], ids[~gone])
     assert not torch.equal(gone[0], gone[1])
+
+
+def test_dropped_tokens_of_a_language_model_become_its_padding_and_the_first_stays():
+    ids = torch.arange(2, 202, dtype=torch.int32).expand(64, 200)
+    augmentation = TextAugmentation(drop=0.5).on(TokenShape(200, 300, padding=1, identity="theirs"))
+    out = augmentation(ids, _draws(augmentation))
+    gone = out == 1
+    assert float(gone[:, 1:].float().mean()) == pytest.approx(0.5, abs=0.03)
+    assert torch.equal(out[~gone], ids[~gone])
+    assert not gone[:, 0].any()
 
 
 def test_a_shift_moves_and_repeats_the_edge():
