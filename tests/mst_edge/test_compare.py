@@ -28,7 +28,7 @@ from mst_edge.core.errors import UserError
 from mst_edge.recipe import load_recipe
 from mst_edge.stages.data import prepare
 from mst_edge.stages.distill import make_lab
-from tests.conftest import ROOT, mst_edge, write_arrays, write_small_recipe
+from tests.conftest import ROOT, mst_edge, mst_edge_here, write_arrays, write_small_recipe
 
 TEACHER = "multimodal teacher"
 STUDENTS = ["lone", "mst", "kd"]
@@ -276,7 +276,7 @@ def test_methods_and_ablations_may_be_added_and_needed_teachers_are_rows_of_thei
     ],
 )
 def test_wrong_input_gives_one_line_and_nothing_is_written(recipe, tmp_path, arguments, says):
-    done = mst_edge("compare", recipe, "--out", tmp_path / "out", *arguments)
+    done = mst_edge_here("compare", recipe, "--out", tmp_path / "out", *arguments)
     assert done.code == 2
     assert done.err.startswith("error: ")
     assert len(done.err.splitlines()) == 1

@@ -15,9 +15,10 @@ from distill.datasets.files import FilesOptions, open_any
 from distill.datasets.spec import Kind
 from mst_edge.core.errors import UserError
 from mst_edge.recipe import load_recipe
-from tests.conftest import mst_edge, write_arrays
+from tests.conftest import mst_edge, mst_edge_here, write_arrays
 
 SHORT = ("--set", "distill.epochs={collaborate: 1, masks: 1, distill: 1}", "--set", "measure.min_seconds=0.05")
+FEW = ("--set", "measure.runtimes=[onnxruntime]", "--set", "quantize.schemes=[int8-static]")
 LOOSE = ("--set", "goals={accuracy: {max_relative_drop_percent: 90}, min_int8_speedup: 0}")
 
 
@@ -38,7 +39,7 @@ def _picture(path, label, index):
 
 def test_arrays_become_a_recipe_that_runs(tmp_path):
     data = write_arrays(tmp_path / "my data")
-    done = mst_edge("init", data, "--student", "signal", "--out", tmp_path / "r.yaml")
+    done = mst_edge_here("init", data, "--student", "signal", "--out", tmp_path / "r.yaml")
     assert done.code == 0, done.err
     assert "240 samples, 3 classes" in done.out
     assert "signal: sequence (40, 3) float32" in done.out
@@ -46,7 +47,7 @@ def test_arrays_become_a_recipe_that_runs(tmp_path):
     assert recipe.student.network == "tcn"
     assert recipe.teachers.cross_modal["facts"].network == "mlp"
     assert (tmp_path / "r.yaml").read_text().count("#") > 8
-    done = mst_edge("run", tmp_path / "r.yaml", "--out", tmp_path / "out", *SHORT, *LOOSE)
+    done = mst_edge("run", tmp_path / "r.yaml", "--out", tmp_path / "out", *SHORT, *FEW, *LOOSE)
     assert done.code == 0, done.err
 
 
@@ -70,7 +71,7 @@ def test_class_folders_become_a_recipe_that_runs(tmp_path, layout):
         done = mst_edge("run", tmp_path / "r.yaml", "--dry-run")
         assert done.code == 0, done.err
         return
-    done = mst_edge("run", tmp_path / "r.yaml", "--out", tmp_path / "out", *SHORT, *LOOSE)
+    done = mst_edge("run", tmp_path / "r.yaml", "--out", tmp_path / "out", *SHORT, *FEW, *LOOSE)
     assert done.code == 0, done.err
     manifest = json.loads((tmp_path / "out" / "bundles" / "cpu" / "manifest.json").read_text())
     assert manifest["labels"] == ["cat", "dog", "owl"]
@@ -112,7 +113,7 @@ def test_a_csv_is_a_dataset_with_groups(table):
 
 def test_a_csv_becomes_a_recipe(table, tmp_path):
     path, _ = table
-    done = mst_edge("init", path, "--student", "photo", "--out", tmp_path / "r.yaml")
+    done = mst_edge_here("init", path, "--student", "photo", "--out", tmp_path / "r.yaml")
     assert done.code == 0, done.err
     assert "grouped by group: 10 groups, never parted" in done.out
     assert load_recipe(tmp_path / "r.yaml").dataset.split.by == "group"
@@ -206,25 +207,27 @@ def test_wrong_options_are_told(options, says):
 
 def test_init_asks_for_the_students_modality(tmp_path):
     data = write_arrays(tmp_path / "d")
-    done = mst_edge("init", data, "--out", tmp_path / "r.yaml")
+    done = mst_edge_here("init", data, "--out", tmp_path / "r.yaml")
     assert done.code == 2
     assert "which modality will the device have?; give --student, one of: facts, signal" in done.err
     assert not (tmp_path / "r.yaml").exists()
-    assert "did you mean 'signal'" in mst_edge("init", data, "--student", "singal", "--out", tmp_path / "r.yaml").err
+    assert (
+        "did you mean 'signal'" in mst_edge_here("init", data, "--student", "singal", "--out", tmp_path / "r.yaml").err
+    )
 
 
 def test_init_does_not_overwrite_unasked(tmp_path):
     data = write_arrays(tmp_path / "d")
     (tmp_path / "r.yaml").write_text("precious")
-    assert mst_edge("init", data, "--student", "facts", "--out", tmp_path / "r.yaml").code == 2
+    assert mst_edge_here("init", data, "--student", "facts", "--out", tmp_path / "r.yaml").code == 2
     assert (tmp_path / "r.yaml").read_text() == "precious"
-    assert mst_edge("init", data, "--student", "facts", "--out", tmp_path / "r.yaml", "--force").code == 0
+    assert mst_edge_here("init", data, "--student", "facts", "--out", tmp_path / "r.yaml", "--force").code == 0
 
 
 def test_init_of_one_modality_trains_alone(tmp_path):
     data = write_arrays(tmp_path / "d")
     (data / "facts.npy").unlink()
-    assert mst_edge("init", data, "--out", tmp_path / "r.yaml").code == 0
+    assert mst_edge_here("init", data, "--out", tmp_path / "r.yaml").code == 0
     done = mst_edge(
         "distill",
         tmp_path / "r.yaml",
@@ -238,7 +241,7 @@ def test_init_of_one_modality_trains_alone(tmp_path):
 
 def test_sound_without_a_known_rate_is_told(tmp_path):
     data = write_arrays(tmp_path / "d", audio=np.zeros((240, 2000), np.int16))
-    done = mst_edge("init", data, "--student", "audio", "--out", tmp_path / "r.yaml")
+    done = mst_edge_here("init", data, "--student", "audio", "--out", tmp_path / "r.yaml")
     assert done.code == 2
     assert "its sample rate is not known" in done.err
     assert "sample_rate_hz: 16000" in done.err
@@ -246,5 +249,5 @@ def test_sound_without_a_known_rate_is_told(tmp_path):
 
 def test_init_of_nothing_is_told(tmp_path):
     (tmp_path / "empty").mkdir()
-    assert "holds neither target.npy" in mst_edge("init", tmp_path / "empty").err
-    assert "no such folder or CSV file" in mst_edge("init", tmp_path / "none").err
+    assert "holds neither target.npy" in mst_edge_here("init", tmp_path / "empty").err
+    assert "no such folder or CSV file" in mst_edge_here("init", tmp_path / "none").err

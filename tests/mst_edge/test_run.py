@@ -19,7 +19,10 @@ from apps.runtime import Bundle
 from distill.methods.base import Method
 from distill.training.checkpoint import load_tensors
 from mst_edge.core.files import read_json
-from tests.conftest import ROOT, mst_edge, write_arrays, write_small_recipe
+from tests.conftest import ROOT, mst_edge, mst_edge_here, write_arrays, write_small_recipe
+
+# Where it does not matter how many builds a run makes.
+FEW = ("--set", "measure.runtimes=[onnxruntime]", "--set", "quantize.schemes=[int8-static]")
 
 
 def _result(run: Path) -> dict:
@@ -163,7 +166,7 @@ def test_a_run_killed_while_training_ends_with_the_same_student(tmp_path, finish
     _stop_while_training(recipe, out, signal.SIGKILL)
     assert not (out / "result.json").exists()
     (out / "distill" / ".student.yaml.0123abcd.tmp").write_text("half")
-    done = mst_edge("run", recipe, "--out", out, "--resume")
+    done = mst_edge("distill", recipe, "--out", out, "--resume")
     assert done.code == 0, done.err
     assert not list(out.rglob("*.tmp"))
     whole, resumed = (
@@ -179,7 +182,7 @@ def test_a_failed_gate_still_packs_its_best_build_and_exits_1(tmp_path):
     data = write_arrays(tmp_path / "data", samples=120)
     recipe = write_small_recipe(tmp_path / "r.yaml", data, goals={"accuracy": {"min": 1.0}, "max_size_mb": 1e-6})
     done = mst_edge(
-        "run", recipe, "--out", tmp_path / "out", "--set", "distill.epochs={collaborate: 1, masks: 1, distill: 1}"
+        "run", recipe, "--out", tmp_path / "out", "--set", "distill.epochs={collaborate: 1, masks: 1, distill: 1}", *FEW
     )
     assert done.code == 1, done.err
     assert "gate failed with" in done.out
@@ -216,11 +219,11 @@ def test_distill_alone_stops_after_training(tmp_path):
     data = write_arrays(tmp_path / "data", samples=120)
     recipe = write_small_recipe(tmp_path / "r.yaml", data)
     short = "distill={method: lone, compare: [], epochs: {collaborate: 1, distill: 1}}"
-    done = mst_edge("distill", recipe, "--out", tmp_path / "out", "--set", short)
+    done = mst_edge("distill", recipe, "--out", tmp_path / "out", "--set", short, *FEW)
     assert done.code == 0, done.err
     assert (tmp_path / "out" / "distill" / "student.safetensors").is_file()
     assert not (tmp_path / "out" / "variants").exists()
-    done = mst_edge("run", recipe, "--out", tmp_path / "out", "--set", short, "--resume")
+    done = mst_edge("run", recipe, "--out", tmp_path / "out", "--set", short, *FEW, "--resume")
     assert done.code == 0, done.err
     assert (tmp_path / "out" / "bundles" / "cpu.zip").is_file()
 
@@ -282,8 +285,8 @@ def test_class_imbalance_is_weighed_and_reported(tmp_path):
 def test_schemes_are_checked_before_training_and_one_that_does_nothing_is_skipped_with_its_reason(tmp_path):
     recipe = write_small_recipe(tmp_path / "r.yaml", write_arrays(tmp_path / "data", samples=120))
     short = "distill={method: lone, compare: [], epochs: {collaborate: 1, distill: 1}}"
-    arguments = ("run", recipe, "--out", tmp_path / "out", "--set", short, "--set")
-    done = mst_edge(*arguments, "quantize.schemes=[int4-weight]")
+    arguments = ("run", recipe, "--out", tmp_path / "out", "--set", short, *FEW[:2], "--set")
+    done = mst_edge_here(*arguments, "quantize.schemes=[int4-weight]")
     assert done.code == 2
     assert "quantize.schemes: unknown scheme 'int4-weight'; did you mean 'int4-weights'?" in done.err
     assert not (tmp_path / "out").exists()
@@ -387,7 +390,7 @@ def test_bad_data_gives_one_line_and_nothing_half_written(tmp_path, what, says):
     data = write_arrays(tmp_path / "data", samples=120)
     _break_data(data, what)
     recipe = write_small_recipe(tmp_path / "r.yaml", data)
-    done = mst_edge("run", recipe, "--out", tmp_path / "out")
+    done = mst_edge_here("run", recipe, "--out", tmp_path / "out")
     assert done.code == 2
     assert says in done.err
     assert "Traceback" not in done.err
@@ -425,7 +428,7 @@ def test_bad_data_gives_one_line_and_nothing_half_written(tmp_path, what, says):
     ],
 )
 def test_a_wrong_recipe_gives_one_line_and_exit_code_2_before_any_training(finished_run, tmp_path, setting, says):
-    done = mst_edge("run", finished_run.parent / "small.yaml", "--out", tmp_path / "out", "--set", setting, cwd=ROOT)
+    done = mst_edge_here("run", finished_run.parent / "small.yaml", "--out", tmp_path / "out", "--set", setting)
     assert done.code == 2
     assert not (tmp_path / "out").exists()
     line = [row for row in done.err.splitlines() if row.startswith("error:")]
